@@ -1,0 +1,14 @@
+"""Raksha: data protection for virtual machines.
+
+Layers, lowest last; imports run downwards only (`lint-imports` checks it)::
+
+    cmd
+    agent
+    backup | restore
+    virt | vault
+    qcow2 | journal | retention
+    config
+    types | states | errors
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,87 @@
+"""Settings, read once at the entry point and passed in as one frozen record.
+
+Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config` (oslo.config), command-line options.
+Nothing else in Raksha reads a configuration file or an environment variable, except `vault/swift.py` for the
+usual OS_*/ST_* credentials.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from oslo_config import cfg
+
+
+def default_state_dir() -> Path:
+    """`/var/lib/raksha` for root, the XDG state directory for others."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/raksha")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "raksha"
+
+
+def default_libvirt_uri() -> str:
+    return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the engine on one host needs to know."""
+
+    #: connection to the hypervisor
+    libvirt_uri: str
+    #: journal, locks, sockets and spool files; must survive a reboot
+    state_dir: Path
+    #: where overlays are made; None: beside the disk they grow on, or `state_dir/overlays` for block devices
+    overlay_dir: Path | None = None
+    #: threads that read, hash, compress and send
+    workers: int = 4
+    #: seconds a guest may stay frozen; then it is thawed whatever happened
+    freeze_deadline: float = 10.0
+    #: seconds to wait for an answer of the guest agent
+    agent_timeout: int = 5
+    #: seconds to wait for a block job before the layer is left for the next run
+    commit_timeout: float = 3600.0
+    #: free space that an overlay wants: this share of the disk's size ...
+    overlay_reserve: float = 0.1
+    #: ... but at least and at most so many bytes
+    overlay_reserve_min: int = 64 * 1024 * 1024
+    overlay_reserve_max: int = 20 * 1024 * 1024 * 1024
+    #: zstd level; 1 is as good as 3 on disk data and twice as fast
+    compression_level: int = 1
+
+
+_OPTIONS = [
+    cfg.StrOpt("libvirt_uri", help="Connection to the hypervisor."),
+    cfg.StrOpt("state_dir", help="Directory of the journal, locks, sockets and spool files."),
+    cfg.StrOpt("overlay_dir", help="Directory of overlays; unset: beside the disk they grow on."),
+    cfg.IntOpt("workers", min=1, max=64, help="Threads that read, hash, compress and send."),
+    cfg.FloatOpt("freeze_deadline", min=1, max=60, help="Seconds a guest may stay frozen."),
+    cfg.IntOpt("agent_timeout", min=1, max=60, help="Seconds to wait for an answer of the guest agent."),
+    cfg.FloatOpt("commit_timeout", min=1, help="Seconds to wait for a block job."),
+    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay wants, as a share of the disk."),
+    cfg.IntOpt("overlay_reserve_min", min=0, help="The least of that, in bytes."),
+    cfg.IntOpt("overlay_reserve_max", min=0, help="The most of that, in bytes."),
+    cfg.IntOpt("compression_level", min=1, max=19, help="zstd level."),
+]
+
+
+def load(path: Path | None = None, **overrides: object) -> Settings:
+    """Settings from a file (default: `/etc/raksha/raksha.conf` if it is there) and `overrides` that are not None.
+
+    Raises `oslo_config.cfg.Error` for a file that cannot be read or holds a wrong value.
+    """
+    conf = cfg.ConfigOpts()
+    conf.register_opts(_OPTIONS, group="host")
+    standard = Path("/etc/raksha/raksha.conf")
+    files = [path] if path else [standard] if standard.exists() else []
+    conf([], project="raksha", default_config_files=[str(each) for each in files], default_config_dirs=[])
+    values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
+    values |= {each.name: conf.host[each.name] for each in fields(Settings) if conf.host[each.name] is not None}
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    for name in ("state_dir", "overlay_dir"):
+        if values.get(name) is not None:
+            values[name] = Path(str(values[name])).absolute()
+    return Settings(**values)  # type: ignore[arg-type]

@@ -1,0 +1,319 @@
+"""Every error that Raksha raises on purpose.
+
+An error carries fields, a one-line message, a hint (what to do next) and the exit code of its family.
+The text lives on the class, so that the same fault reads the same everywhere; callers pass fields only.
+
+Not here: HTTP. A layer that speaks HTTP maps `code` to a status.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class RakshaError(Exception):
+    """Base of all errors. `message` and `hint` are format strings over the fields given."""
+
+    #: stable machine name, `^[a-z_]+$`
+    code: ClassVar[str] = "error"
+    message: ClassVar[str] = "{detail}"
+    hint: ClassVar[str] = ""
+    #: exit code of the command line, see docs/cli.md
+    exit_code: ClassVar[int] = 1
+    #: the same call may succeed later without anybody changing anything
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(self.message.format_map(_Fields(fields)))
+
+    def advice(self) -> str:
+        """What a person can do next, or an empty string."""
+        return self.hint.format_map(_Fields(self.fields))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (type(self), self.fields))
+
+
+def _rebuild(kind: type[RakshaError], fields: dict[str, Any]) -> RakshaError:
+    return kind(**fields)
+
+
+class _Fields(dict[str, Any]):
+    """A missing field must not turn one error into another."""
+
+    def __missing__(self, key: str) -> str:
+        return f"<{key}?>"
+
+
+# -- families: they fix the exit code ---------------------------------------------------------------
+
+
+class NotFound(RakshaError):
+    """Something that was named does not exist."""
+
+    exit_code = 3
+
+
+class Refused(RakshaError):
+    """The request is understood, and doing it would be wrong or unsafe. Nothing was changed."""
+
+    exit_code = 4
+
+
+class VaultError(RakshaError):
+    """The vault could not be read or written."""
+
+    exit_code = 5
+
+
+class Damaged(RakshaError):
+    """Stored data is missing or not what was stored. Nothing wrong was handed out."""
+
+    exit_code = 6
+
+
+class NeedsAttention(RakshaError):
+    """A person must look: neither going on nor undoing is proven safe. Every file is in place."""
+
+    exit_code = 7
+
+
+class Interrupted(RakshaError):
+    code = "interrupted"
+    message = "Interrupted; nothing half-made was left visible."
+    exit_code = 130
+
+
+# -- vault ------------------------------------------------------------------------------------------
+
+
+class ObjectMissing(Damaged):
+    code = "object_missing"
+    message = "The vault has no object {name}."
+    hint = "`raksha local verify` lists every restore point that needs it."
+
+
+class ObjectExists(VaultError):
+    code = "object_exists"
+    message = "The vault already has an object {name}; it was not overwritten."
+    hint = "Another writer may be at work, or foreign content stands at our names."
+
+
+class ObjectTruncated(Damaged):
+    code = "object_truncated"
+    message = "Object {name} is shorter than recorded: wanted {wanted} bytes, got {got}."
+    hint = "`raksha local verify --data` lists every restore point that needs it."
+
+
+class ObjectCorrupt(Damaged):
+    code = "object_corrupt"
+    message = "Object {name} is not what was stored: {detail}."
+    hint = "`raksha local verify --data` lists every restore point that needs it."
+
+
+class VaultUnavailable(VaultError):
+    code = "vault_unavailable"
+    message = "The vault {url} did not answer: {detail}."
+    hint = "Check the address and the network, then run the same command again."
+    retryable = True
+
+
+class VaultAccessDenied(VaultError):
+    code = "vault_access_denied"
+    message = "The vault {url} refused access: {detail}."
+    hint = "Check the credentials (OS_* or ST_* variables) or the permissions of the directory."
+
+
+class VaultFull(VaultError):
+    code = "vault_full"
+    message = "The vault {url} is full or over its quota: {detail}."
+    hint = "Free space, raise the quota, or `raksha local prune`; then run the backup again."
+
+
+class VaultForeign(Refused):
+    code = "vault_foreign"
+    message = "{url} holds something that is not a Raksha vault: {detail}."
+    hint = "Give an empty directory or container prefix."
+
+
+class VaultNotFound(NotFound):
+    code = "vault_not_found"
+    message = "There is no vault at {url}."
+    hint = "The first `raksha local backup` makes one; check the address."
+
+
+class VaultNewer(Refused):
+    code = "vault_newer"
+    message = "The vault {url} has format {found}; this Raksha reads up to {known}."
+    hint = "Use a newer Raksha."
+
+
+class VaultWriterOther(Refused):
+    code = "vault_writer_other"
+    message = "The vault {url} belongs to another writer: {writer}."
+    hint = "Reading works from anywhere. If that writer is gone for good, repeat with --take-over."
+
+
+class VaultBusy(Refused):
+    code = "vault_busy"
+    message = "Another command on this host is writing to the vault {url} (pid {pid})."
+    hint = "Wait until it ends."
+    retryable = True
+
+
+class BadVaultUrl(Refused):
+    code = "bad_vault_url"
+    message = "{url!r} is no vault address: {detail}."
+    hint = "Use file:///absolute/path or swift://CONTAINER-PREFIX."
+    exit_code = 2
+
+
+class BadName(Refused):
+    code = "bad_name"
+    message = "{name!r} cannot be the name of {noun}: {detail}."
+    exit_code = 2
+
+
+# -- restore points ---------------------------------------------------------------------------------
+
+
+class RunNotFound(NotFound):
+    code = "run_not_found"
+    message = "The vault has no restore point {run!r}."
+    hint = "`raksha local list` shows what there is."
+
+
+class RunAmbiguous(NotFound):
+    code = "run_ambiguous"
+    message = "{run!r} fits several restore points: {candidates}."
+    hint = "Give more of the id."
+
+
+class ResourceNotFound(NotFound):
+    code = "resource_not_found"
+    message = "Restore point {run} has no disk {resource!r}."
+    hint = "`raksha local show {run}` lists its VMs and disks."
+
+
+class ParentMissing(Damaged):
+    code = "parent_missing"
+    message = "Restore point {run} needs its parent {parent}, which the vault does not have."
+    hint = "Restore an older point, or bring the parent's objects back."
+
+
+class MetadataInvalid(Damaged):
+    code = "metadata_invalid"
+    message = "{name} does not hold what the format says: {detail}."
+
+
+# -- VMs and disks ----------------------------------------------------------------------------------
+
+
+class HypervisorUnavailable(RakshaError):
+    code = "hypervisor_unavailable"
+    message = "libvirt at {uri} did not answer: {detail}."
+    hint = "Is libvirtd running, and may this user talk to it?"
+    retryable = True
+
+
+class LibvirtFailed(RakshaError):
+    code = "libvirt_failed"
+    message = "libvirt could not {action} for VM {vm}: {detail}."
+
+
+class VmNotFound(NotFound):
+    code = "vm_not_found"
+    message = "There is no VM {vm!r} at {uri}."
+    hint = "`raksha local vms` lists them."
+
+
+class DiskNotFound(NotFound):
+    code = "disk_not_found"
+    message = "VM {vm} has no disk {disk!r}; it has {known}."
+
+
+class VmWithoutDisks(Refused):
+    code = "vm_without_disks"
+    message = "VM {vm} has no disk to protect."
+    hint = "Cdroms, floppies, read-only and excluded disks are left out."
+
+
+class DiskUnsupported(Refused):
+    code = "disk_unsupported"
+    message = "Disk {disk} of VM {vm} cannot be protected: {detail}."
+    hint = "Leave it out with --exclude {vm}:{disk}."
+
+
+class VmUnsupported(Refused):
+    code = "vm_unsupported"
+    message = "VM {vm} cannot be protected: {detail}."
+
+
+class VmBusy(Refused):
+    code = "vm_busy"
+    message = "VM {vm} is busy: {detail}."
+    hint = "Wait until that ends, then run the backup again."
+    retryable = True
+
+
+class ForeignChain(Refused):
+    code = "foreign_chain"
+    message = "The disk chain of {vm}:{disk} holds {path}, which is not ours, above an overlay of ours."
+    hint = "Remove that snapshot first (virsh blockcommit), then run again. Nothing was touched."
+
+
+class OverlayExists(Refused):
+    code = "overlay_exists"
+    message = "{path} exists already; it was not overwritten."
+    hint = "It may be left over from another tool. Move it away, then run the backup again."
+
+
+class NoSpaceForOverlay(Refused):
+    code = "no_space_for_overlay"
+    message = "{path} has {free} bytes free; an overlay for {vm}:{disk} wants at least {wanted}."
+    hint = "Free space, or choose another directory with --overlay-dir."
+
+
+class QuiesceFailed(Refused):
+    code = "quiesce_failed"
+    message = "The file systems of VM {vm} could not be frozen: {detail}."
+    hint = "Is the guest agent running inside? --quiesce auto goes on without it."
+
+
+class CaptureFailed(RakshaError):
+    code = "capture_failed"
+    message = "VM {vm} could not be captured: {detail}."
+
+
+class VmStarted(RakshaError):
+    code = "vm_started"
+    message = "VM {vm} was started while its disks were read; what was read is discarded."
+    hint = "Run the backup again: it will be captured running."
+    retryable = True
+
+
+class DiskReadFailed(RakshaError):
+    code = "disk_read_failed"
+    message = "Disk {disk} of VM {vm} could not be read at offset {offset}: {detail}."
+    hint = "The disk below the VM is damaged; nothing was stored in its place."
+
+
+class ChainUnexpected(NeedsAttention):
+    code = "chain_unexpected"
+    message = "The chain of {vm}:{disk} is not what it should be after {operation}: {detail}."
+    hint = "The VM runs and every file is in place. Compare `virsh dumpxml {vm}` with `virsh dumpxml --inactive {vm}`."
+
+
+# -- restore targets --------------------------------------------------------------------------------
+
+
+class TargetExists(Refused):
+    code = "target_exists"
+    message = "{target} exists already; it was not overwritten."
+    hint = "Choose another name or directory."
+
+
+class TargetUnusable(Refused):
+    code = "target_unusable"
+    message = "{target} cannot take the restore: {detail}."

@@ -1,0 +1,98 @@
+"""What a place must be able to do to hold a vault: the narrow protocol that every store fulfils.
+
+A name is `container/key`. Stores know nothing of segments, maps or runs. Every call may be made from any
+thread: a store that needs a connection per thread keeps them itself.
+
+Guarantees asked of every store (tests/contract/test_store.py):
+
+- `put` returns only when the bytes are durable, and the object is never visible half-written.
+- `create_only` never overwrites. On Swift this is a hint checked per object server, not a lock.
+- `get` returns exactly the bytes asked for, or raises `ObjectMissing` / `ObjectTruncated`.
+- `names` may lag behind (Swift): nothing may be decided on the absence of a name from a listing.
+
+Not guaranteed: ordering between calls from several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+#: container of everything a person would look for
+BACKUPS = "backupjobs"
+#: container of the segments and image tables
+SEGMENTS = "backupjobs_segments"
+CONTAINERS = (BACKUPS, SEGMENTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What `head` tells of an object."""
+
+    #: bytes; for a manifest the size of what it assembles to
+    size: int
+    manifest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a manifest: a whole object, or another manifest."""
+
+    #: `container/key`
+    name: str
+    #: bytes
+    size: int
+    #: the part is itself a manifest
+    manifest: bool = False
+
+
+class Store(Protocol):
+    """A place for a vault. Raises `VaultError` and `Damaged` errors only."""
+
+    #: the address as given, without secrets
+    url: str
+
+    def prepare(self) -> None:
+        """Make the containers if they are missing. Idempotent. Only a writer calls it."""
+
+    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+        """Store a small object. Raises `ObjectExists` when `create_only` finds one."""
+
+    def put_file(self, name: str, source: BinaryIO, size: int) -> None:
+        """Store `size` bytes from the position of a seekable file, without holding them in memory."""
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes `[offset, offset + length)`, or everything from `offset`. A manifest reads as what it assembles to."""
+
+    def head(self, name: str) -> ObjectInfo:
+        """Raises `ObjectMissing`."""
+
+    def delete(self, name: str) -> None:
+        """Remove one object. A missing one is no error. Parts of a manifest stay."""
+
+    def names(self, container: str, prefix: str = "") -> Iterator[str]:
+        """Names (`container/key`) under a prefix, in order of their bytes. May lag."""
+
+    def put_manifest(self, name: str, parts: Sequence[Part]) -> None:
+        """Make `name` the concatenation of the parts. At most `manifest_limit` parts a call.
+
+        Raises `ObjectMissing` when a part does not exist, `ObjectTruncated` when one has another size.
+        """
+
+    def parts(self, name: str) -> list[Part]:
+        """The parts a manifest was made of. Raises `ObjectMissing`, `ObjectCorrupt` if it is none."""
+
+    #: parts that one manifest may have (Swift: 1000)
+    manifest_limit: int
+
+    def close(self) -> None: ...
+
+
+def assemble(store: Store, parts: Iterable[Part]) -> Iterator[bytes]:
+    """The bytes of a part list, nested manifests resolved, one whole part at a time."""
+    for part in parts:
+        if part.manifest:
+            yield from assemble(store, store.parts(part.name))
+        else:
+            yield store.get(part.name, 0, part.size)

@@ -1,0 +1,168 @@
+"""The seam between hypervisors and everything above: what a capture engine promises.
+
+The life of a capture::
+
+    prepared = [engine.prepare(request) ...]   # checks everything, makes overlays; changes no chain
+    captures = freeze_together(prepared)       # raksha.virt.group: freeze, snapshot, thaw as one barrier
+    for capture in captures: read capture.disks     # any number of threads
+    capture.finish()     # durable: the change tracker counts from this run; older layers are merged back
+    capture.abandon()    # not durable: the tracker still counts from the parent; the layers stay, for the next run
+
+Promised by every engine: a guest that was frozen is thawed within the deadline, even if this process dies; reading
+never blocks the guest; `close` of anything may be called twice; after an error every chain is either as before or
+one that the next run (or `release`) can deal with.
+
+Not promised: that two VMs are captured at one instant without the barrier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from raksha.states import Consistency, Quiesce, ReadMode, Reason
+from raksha.types import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """The restore point that an increment of one disk would build on."""
+
+    #: id of the run
+    backupjobrun: str
+    #: bytes, the size of the disk then
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureRequest:
+    """One VM of a run."""
+
+    #: libvirt UUID, name, or whatever the hypervisor takes
+    vm: str
+    #: id of this run, and of the job it belongs to
+    backupjobrun: str
+    backupjob: str
+    #: parent per disk target; a disk that is absent or None gets a full copy, with `full_reason`
+    since: Mapping[str, Parent | None] = field(default_factory=dict)
+    full_reason: Reason = Reason.FIRST_RUN
+    #: disk targets to leave out
+    exclude: frozenset[str] = frozenset()
+    quiesce: Quiesce = Quiesce.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class BaseImage:
+    """The bottom of a disk's backing chain: disks with an equal one probably share data."""
+
+    path: str
+    #: bytes
+    size: int
+    #: ns since the epoch
+    modified: int
+
+
+class DiskReader(Protocol):
+    """One thread's connection to a frozen disk."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes; beyond the end of the disk there is nothing to ask for. Raises `DiskReadFailed`."""
+
+    def close(self) -> None: ...
+
+
+class DiskCapture(Protocol):
+    """One frozen disk."""
+
+    #: name of the disk inside the VM, such as `vda`
+    target: str
+    #: bytes
+    size: int
+    #: how the extents are meant
+    mode: ReadMode
+    #: why it is no plain increment; None for one
+    reason: Reason | None
+    #: the run that a delta or compare builds on
+    parent: str | None
+    base_image: BaseImage | None
+    #: format and source as the VM has them: facts for the metadata, such as {"format": "raw", "bus": "virtio"}
+    facts: Mapping[str, str | int | None]
+
+    def open(self) -> DiskReader:
+        """A reader for one thread."""
+
+    def extents(self) -> Iterator[Extent]:
+        """In ascending order, not overlapping. See `Extent` for what is not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Everything of a VM that is not on its disks."""
+
+    uuid: str
+    name: str
+    #: persistent definition, with secrets; live definition if it ran
+    domain_xml: str
+    live_xml: str | None
+    #: "running", "paused" or "shut off" at the capture
+    power: str
+    #: UEFI variables as the file held them
+    nvram: bytes | None
+    #: further files by a short name, such as TPM state (tar)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+class Capture(Protocol):
+    """All disks of one VM at one instant."""
+
+    machine: Machine
+    disks: Sequence[DiskCapture]
+    engine: str
+    consistency: Consistency
+    #: seconds since the epoch, by this host's clock, when the snapshot was taken
+    taken_at: float
+    #: seconds that the guest's file systems were frozen; None if they were not
+    frozen_seconds: float | None
+
+    def check(self) -> None:
+        """Raises `VmStarted` (and the like) if what was read may not be one instant. Called before commit."""
+
+    def finish(self) -> list[str]:
+        """The run is durable: advance the tracker and merge older layers. Returns warnings, raises nothing usual."""
+
+    def abandon(self) -> None:
+        """The run is not durable: close the readers, keep tracker and layers as they are."""
+
+
+class Prepared(Protocol):
+    """A VM that can be captured: checked, overlays made, nothing changed in its chain yet."""
+
+    vm_name: str
+
+    def freeze(self) -> None:
+        """Freeze the guest's file systems if asked for. Raises `QuiesceFailed` only where it is required."""
+
+    def snapshot(self) -> None:
+        """Freeze the disks, atomically for all disks of this VM."""
+
+    def thaw(self) -> None:
+        """Undo `freeze`; does nothing if not frozen. Never raises."""
+
+    def capture(self) -> Capture:
+        """After `snapshot`: the readable view."""
+
+    def cancel(self) -> None:
+        """Before `snapshot` succeeded: remove what `prepare` made. Never raises."""
+
+
+class CaptureEngine(Protocol):
+    """Makes captures on one hypervisor."""
+
+    name: str
+
+    def prepare(self, request: CaptureRequest) -> Prepared:
+        """Check everything that can be checked without changing anything. Raises `Refused` errors."""
+
+    def release(self, vm: str) -> list[str]:
+        """Give the VM back without any trace of us in its chains. Returns what was done, a line each."""
