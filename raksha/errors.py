@@ -317,3 +317,32 @@ class TargetExists(Refused):
 class TargetUnusable(Refused):
     code = "target_unusable"
     message = "{target} cannot take the restore: {detail}."
+
+
+class NoSpaceForRestore(Refused):
+    code = "no_space_for_restore"
+    message = "{target} has {free} bytes free; the restore writes up to {wanted}."
+    hint = "Free space, or choose another place. Nothing was written."
+
+
+class TargetFailed(RakshaError):
+    code = "target_failed"
+    message = "{target} could not be written: {detail}."
+    hint = "Nothing was left behind. Is the disk below it full or damaged?"
+
+
+class DeviceHalfWritten(NeedsAttention):
+    code = "device_half_written"
+    message = "{target} is half-written, and what it held before is gone: {detail}"
+    hint = "Do not use {target} as it is. Run the restore again to write it anew."
+
+
+class DiskLost(Damaged):
+    code = "disk_lost"
+    message = "Disk {disk} of VM {vm} cannot be restored from {run}: {detail}"
+    hint = "Nothing was left behind. `raksha local verify --data` tells which restore points are whole."
+
+
+class ImageToolFailed(RakshaError):
+    code = "image_tool_failed"
+    message = "`{command}` failed: {detail}."
