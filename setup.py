@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-CORE = ["blake3>=1.0", "zstandard>=0.23", "tenacity>=9", "lxml>=5", "oslo.config>=9.6", "tqdm>=4.66"]
+CORE = ["blake3>=1.0", "zstandard>=0.23", "tenacity>=9", "lxml>=5", "msgspec>=0.18", "oslo.config>=9.6", "tqdm>=4.66"]
 SWIFT = ["python-swiftclient>=4.6", "keystoneauth1>=5.8"]
 #: python3-libnbd comes from the distribution: it is not on PyPI
 AGENT = ["libvirt-python>=8"]

@@ -8,7 +8,7 @@ Layers, lowest last; imports run downwards only (`lint-imports` checks it)::
     virt | vault
     qcow2 | journal | retention
     config
-    types | states | errors
+    types | states | errors | progress
 """
 
 __version__ = "0.1.0"

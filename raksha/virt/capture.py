@@ -36,6 +36,15 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
+class VmIdentity:
+    """A VM as the hypervisor knows it."""
+
+    #: the same for as long as the VM exists; names its folder in the vault
+    uuid: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureRequest:
     """One VM of a run."""
 
@@ -160,6 +169,9 @@ class CaptureEngine(Protocol):
     """Makes captures on one hypervisor."""
 
     name: str
+
+    def identify(self, vm: str) -> VmIdentity:
+        """A VM by name or UUID. Raises `VmNotFound`."""
 
     def prepare(self, request: CaptureRequest) -> Prepared:
         """Check everything that can be checked without changing anything. Raises `Refused` errors."""

@@ -1,0 +1,341 @@
+"""One disk into the vault: read → zero check → hash → compare → pack → dedupe → compress → put → map.
+
+::
+
+    for piece in pieces(capture):            # aligned 4 MiB of the guest, in guest order
+        cells = read(piece)                  # worker thread: clusters that must be in the map, hashed
+        for pack in packer.add(cells):       # a full copy: one pack a piece; else up to 64 changed clusters
+            row = put(pack)                  # worker thread: unless the vault has this segment
+            map += pack, row                 # this thread, in guest order
+
+Promises: memory is bounded by the number of workers, whatever the size of the disk; the first error wins and ends
+all threads; nothing is visible in the vault but inert segments until the run is committed; a cluster read as
+zeroes is never stored.
+Does not promise that segments of a failed run are gone: a later collection removes them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, with_gaps_as_zero
+from raksha.errors import Interrupted
+from raksha.progress import Progress
+from raksha.states import ReadMode, Reason
+from raksha.types import ExtentKind, Geometry
+from raksha.vault.chain import Chain
+from raksha.vault.dedupe import DedupeIndex
+from raksha.vault.map import DATA, HASH_BYTES, ZERO, MapBuilder
+from raksha.vault.metadata import Volume
+from raksha.vault.segment import ClusterHasher, Codec, SegmentRow, segment_digest
+from raksha.vault.store import Store
+from raksha.virt.capture import DiskCapture, DiskReader
+
+
+#: cells in one pack, also where nearly all of them are zeroes
+_CELLS_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where clusters go and how they are written."""
+
+    store: Store
+    hasher: ClusterHasher
+    dedupe: DedupeIndex
+    #: name of the task; part of the name of every segment it writes
+    claim: str
+    workers: int
+    compression_level: int
+    spool_dir: Path
+    progress: Progress
+    #: set by whoever wants the work to end
+    cancel: threading.Event
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Something that the map has to say: one cluster of data, or a stretch of zeroes."""
+
+    first: int
+    count: int
+    #: keyed hash of the data; empty for zeroes
+    hash: bytes = b""
+    #: plain data, zero-padded to a whole cluster; let go as soon as it is stored
+    data: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the parent's chain holds from cluster `first` on: columns of one page."""
+
+    first: int
+    kinds: bytes
+    hashes: bytes
+
+    def is_data(self, cluster: int) -> bool:
+        return self.kinds[cluster - self.first] == DATA
+
+    def hash(self, cluster: int) -> bytes:
+        at = (cluster - self.first) * HASH_BYTES
+        return self.hashes[at : at + HASH_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Work for one reading task."""
+
+    runs: list[ClusterRun]
+    #: None: there is nothing to compare with
+    expected: Expected | None
+
+
+@dataclass(slots=True)
+class Pack:
+    """Cells that go into the map together; their data makes one segment."""
+
+    cells: list[Cell] = field(default_factory=list)
+    clusters: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    cells: list[Cell]
+    row: SegmentRow | None
+    #: bytes that went to the vault for it
+    sent: int
+
+
+class DiskPipeline:
+    """Stores one captured disk. One use."""
+
+    def __init__(self, disk: DiskCapture, geometry: Geometry, parent: Chain | None, to: Destination) -> None:
+        self._disk = disk
+        self._geometry = geometry
+        self._to = to
+        #: compared with, where the extents may hold more than what changed
+        self._parent = parent if disk.mode is ReadMode.COMPARE or disk.reason is not None else None
+        self._local = threading.local()
+        self._readers: list[DiskReader] = []
+        self._zero = bytes(geometry.cluster_size)
+        self._failed = threading.Event()
+
+    def run(self, builder: MapBuilder) -> Volume:
+        """Fill `builder`. Raises `Interrupted`, `DiskReadFailed`, `VaultError`."""
+        runs = ClusterRuns(self._disk.extents(), self._geometry)
+        size = self._geometry.cluster_size
+        self._to.progress.begin(self._disk.target, runs.data_clusters * size)
+        data = sent = stored = 0
+        try:
+            with ThreadPoolExecutor(self._to.workers, thread_name_prefix="raksha-data") as pool:
+                try:
+                    for result in self._stored(pool, runs):
+                        data += self._take(builder, result)
+                        sent += result.sent
+                except BaseException:
+                    self._failed.set()  # workers stop at their next step; queued work is dropped
+                    pool.shutdown(wait=True, cancel_futures=True)
+                    raise
+        finally:
+            self._to.progress.end()
+            for reader in self._readers:
+                reader.close()
+        stored = builder.stored_bytes
+        return Volume(read=runs.data_clusters * size, data=data * size, sent=sent, stored=stored)
+
+    # -- this thread ------------------------------------------------------------------------------
+
+    def _stored(self, pool: ThreadPoolExecutor, runs: ClusterRuns) -> Iterator[Stored]:
+        """Results in guest order; at most a window of work is under way, in memory or waiting."""
+        window = self._to.workers * 2
+        reads: deque[Future[list[Cell]]] = deque()
+        puts: deque[Future[Stored]] = deque()
+        packer = Packer(self._geometry.clusters_per_segment, aligned=self._disk.mode is ReadMode.FULL)
+
+        def drain(limit: int) -> Iterator[Stored]:
+            while len(puts) > limit:
+                yield puts.popleft().result()
+
+        def packs(limit: int) -> Iterator[Pack]:
+            while len(reads) > limit:
+                yield from packer.add(reads.popleft().result())
+
+        for piece in self._pieces(runs):
+            self._check()
+            reads.append(pool.submit(self._read, piece))
+            for pack in packs(window):
+                puts.append(pool.submit(self._put, pack))
+                yield from drain(window)
+        for pack in (*packs(0), *packer.rest()):
+            puts.append(pool.submit(self._put, pack))
+            yield from drain(window)
+        yield from drain(0)
+
+    def _take(self, builder: MapBuilder, result: Stored) -> int:
+        """Into the map; the number of data clusters."""
+        segment = builder.add_segment(result.row) if result.row is not None else 0
+        index = 0
+        for cell in result.cells:
+            if cell.hash:
+                builder.add(cell.first, DATA, segment, index, cell.hash)
+                index += 1
+            else:
+                builder.add_zeroes(cell.first, cell.count)
+        return index
+
+    def _pieces(self, runs: Iterable[ClusterRun]) -> Iterator[Piece]:
+        """Cut into aligned pieces, each with what the parent has there."""
+        mode, step = self._disk.mode, self._geometry.clusters_per_segment
+        if mode is ReadMode.FULL:  # what a full does not mention is zero
+            runs = (run for run in runs if run.kind is ExtentKind.DATA)
+        elif mode is ReadMode.COMPARE:
+            runs = with_gaps_as_zero(runs, self._geometry.clusters)
+        for piece in aligned(runs, step):
+            if self._parent is None:
+                yield Piece(piece, None)
+            else:
+                yield from self._compared(piece)
+
+    def _compared(self, runs: list[ClusterRun]) -> Iterator[Piece]:
+        """Cut further at pages of the parent's map; zeroes over nothing are dropped without touching them."""
+        assert self._parent is not None
+        per_page = self._geometry.page_clusters
+        for run in runs:
+            first = run.first
+            while first < run.end:
+                number = first // per_page
+                end = min(run.end, (number + 1) * per_page)
+                page = self._parent.page(number)
+                if page is not None:
+                    at, to = first - number * per_page, end - number * per_page
+                    kinds = bytes(page.kinds[at:to])
+                    hashes = bytes(page.hashes[at * HASH_BYTES : to * HASH_BYTES])
+                    yield Piece([ClusterRun(first, end - first, run.kind)], Expected(first, kinds, hashes))
+                elif run.kind is ExtentKind.DATA:
+                    nothing = Expected(first, bytes(end - first), bytes((end - first) * HASH_BYTES))
+                    yield Piece([ClusterRun(first, end - first, run.kind)], nothing)
+                first = end
+
+    def _check(self) -> None:
+        if self._to.cancel.is_set():
+            raise Interrupted()
+
+    # -- worker threads ---------------------------------------------------------------------------
+
+    def _read(self, piece: Piece) -> list[Cell]:
+        cells: list[Cell] = []
+        for run in piece.runs:
+            if self._failed.is_set() or self._to.cancel.is_set():
+                raise Interrupted()
+            if run.kind is ExtentKind.ZERO:
+                cells += _zeroes(run, piece.expected)
+            else:
+                cells += self._data(run, piece.expected)
+        return cells
+
+    def _data(self, run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:
+        size = self._geometry.cluster_size
+        start = run.first * size
+        block = self._reader().pread(start, min(run.count * size, self._geometry.size - start))
+        for number in range(run.count):
+            cluster = run.first + number
+            # bytes, not a memoryview: comparing bytes is some fifty times as fast
+            data = block[number * size : (number + 1) * size]
+            if len(data) < size:
+                data = data.ljust(size, b"\0")
+            if data == self._zero:
+                if self._must_say_zero(cluster, expected):
+                    yield Cell(cluster, 1)
+                continue
+            digest = self._to.hasher.hash(data)
+            if expected is None or not expected.is_data(cluster) or expected.hash(cluster) != digest:
+                yield Cell(cluster, 1, digest, data)
+        self._to.progress.advance(run.count * size)
+
+    def _must_say_zero(self, cluster: int, expected: Expected | None) -> bool:
+        if expected is not None:
+            return expected.is_data(cluster)
+        return self._disk.mode is not ReadMode.FULL
+
+    def _reader(self) -> DiskReader:
+        reader: DiskReader | None = getattr(self._local, "reader", None)
+        if reader is None:
+            reader = self._local.reader = self._disk.open()
+            self._readers.append(reader)
+        return reader
+
+    def _put(self, pack: Pack) -> Stored:
+        if self._failed.is_set():
+            raise Interrupted()
+        cells = [cell for cell in pack.cells if cell.hash]
+        if not cells:
+            return Stored(pack.cells, None, 0)
+        digest = segment_digest([cell.hash for cell in cells])
+
+        def store() -> SegmentRow:
+            lengths, body = self._codec().compress([cell.data for cell in cells])
+            row = SegmentRow(digest=digest, claim=self._to.claim, stored=len(body), lengths=lengths)
+            self._to.store.put(row.name, body)
+            return row
+
+        row, new = self._to.dedupe.stored_once(digest, store)
+        sent = row.stored if new else 0
+        self._to.progress.advance(0, sent)
+        # what waits for its turn to go into the map must not hold the data
+        kept = [Cell(cell.first, cell.count, cell.hash) for cell in pack.cells]
+        return Stored(kept, row, sent)
+
+    def _codec(self) -> Codec:
+        codec: Codec | None = getattr(self._local, "codec", None)
+        if codec is None:
+            codec = self._local.codec = Codec(self._to.compression_level)
+        return codec
+
+
+def _zeroes(run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:
+    """Where the parent is known, only clusters in which it has data have to be said to be zero."""
+    if expected is None:
+        yield Cell(run.first, run.count)
+        return
+    first = None
+    for cluster in range(run.first, run.end):
+        if expected.is_data(cluster):
+            first = cluster if first is None else first
+        elif first is not None:
+            yield Cell(first, cluster - first)
+            first = None
+    if first is not None:
+        yield Cell(first, run.end - first)
+
+
+class Packer:
+    """Gathers cells into packs: as they come for a full copy (equal ranges make equal segments), else filled up."""
+
+    def __init__(self, clusters_per_segment: int, *, aligned: bool) -> None:
+        self._limit = clusters_per_segment
+        self._aligned = aligned
+        self._pack = Pack()
+
+    def add(self, cells: Iterable[Cell]) -> Iterator[Pack]:
+        for cell in cells:
+            if (cell.hash and self._pack.clusters == self._limit) or len(self._pack.cells) == _CELLS_MAX:
+                yield from self.rest()
+            self._pack.cells.append(cell)
+            self._pack.clusters += bool(cell.hash)
+        if self._aligned:
+            yield from self.rest()
+
+    def rest(self) -> Iterator[Pack]:
+        if self._pack.cells:
+            pack, self._pack = self._pack, Pack()
+            yield pack
+
+
+def needs_parent_map(mode: ReadMode, reason: Reason | None) -> bool:
+    """Whether storing a disk read this way looks into the parent's chain."""
+    return mode is ReadMode.COMPARE or (mode is ReadMode.DELTA and reason is not None)

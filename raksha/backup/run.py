@@ -1,0 +1,293 @@
+"""One run of a backup job, from the first look at the VMs to the restore point.
+
+::
+
+    parents of every disk                     vault, read only
+    engine.prepare(vm)          for all       checks, overlays; chains untouched
+    freeze_together             for all       one barrier
+    store_disk                  per disk      inert objects
+    capture.check               for all       what was read is one instant
+    commit_run                                the restore point exists
+    journal.run_durable                       from here on layers may be merged
+    capture.finish              for all       failures are warnings: the next run goes on from there
+
+Any error before `commit_run` returns: captures are abandoned (their layers stay, the next run stores the union),
+the journal says `failed`, and nothing of the run is visible.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import raksha
+from raksha.backup.disk import store_disk
+from raksha.backup.parents import Parents, find_parents, pin_for_full
+from raksha.backup.pipeline import Destination
+from raksha.config import Settings
+from raksha.errors import Interrupted
+from raksha.journal import Journal
+from raksha.progress import Progress
+from raksha.states import Quiesce, ReadMode, Reason
+from raksha.types import ResourceKey
+from raksha.vault.catalog import Catalog
+from raksha.vault.commit import StoredDisk, commit_run
+from raksha.vault.dedupe import DedupeIndex
+from raksha.vault.metadata import FORMAT, ResourceSummary, RunDocument, VMMetadata, VmSummary
+from raksha.virt.capture import Capture, CaptureEngine, CaptureRequest, Prepared, VmIdentity
+from raksha.virt.group import Group, freeze_together
+
+
+@dataclass(frozen=True, slots=True)
+class BackupOrder:
+    """What a person asked for."""
+
+    #: names or UUIDs
+    vms: tuple[str, ...]
+    #: None: made of the VMs' names
+    job_name: str | None = None
+    #: read everything, whatever is in the vault
+    full: bool = False
+    #: disk targets per VM as named in `vms`
+    exclude: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    quiesce: Quiesce = Quiesce.AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    run: RunDocument
+    #: what a person should know although the restore point is good
+    warnings: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class BackupRun:
+    """The parts that a run is made with. One use."""
+
+    engine: CaptureEngine
+    catalog: Catalog
+    journal: Journal
+    settings: Settings
+    progress: Progress
+    cancel: threading.Event
+    _id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def __call__(self, order: BackupOrder) -> BackupResult:
+        """Raises everything in `raksha.errors`; then nothing of the run is visible."""
+        started = time.time()
+        vms = self._identify(order)
+        job_name = order.job_name or "+".join(sorted(vm.name for vm in vms))
+        backupjob = str(uuid.uuid5(uuid.UUID(self.catalog.vault.id), f"backupjob:{job_name}"))
+        with ExitStack() as stack:
+            for vm in sorted(vms, key=lambda vm: vm.uuid):
+                stack.enter_context(self.journal.vm_lock(vm.uuid))
+            runs = self.catalog.runs()
+            parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
+            self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
+            try:
+                group = self._capture(order, vms, backupjob, parents)
+            except BaseException:
+                self.journal.run_ended(self._id, "failed")
+                raise
+            run = self._durable(group, runs, parents, backupjob, job_name, started)
+            warnings = [*group.warnings, *self._finish(group)]
+        return BackupResult(run, tuple(warnings))
+
+    @property
+    def _claim(self) -> str:
+        return f"{self._id}.1"
+
+    # -- before the barrier -----------------------------------------------------------------------
+
+    def _identify(self, order: BackupOrder) -> list[VmIdentity]:
+        found: dict[str, VmIdentity] = {}
+        for name in order.vms:
+            vm = self.engine.identify(name)
+            found[vm.uuid] = vm
+        return list(found.values())
+
+    def _parents(self, order: BackupOrder, runs: Sequence[RunDocument], backupjob: str, vm: str) -> Parents:
+        parents = find_parents(self.catalog, runs, backupjob, vm)
+        if order.full:
+            return Parents(dict.fromkeys(parents.since), dict.fromkeys(parents.since, Reason.ASKED))
+        return parents
+
+    def _request(self, order: BackupOrder, vm: VmIdentity, backupjob: str, parents: Parents) -> CaptureRequest:
+        return CaptureRequest(
+            vm=vm.uuid,
+            backupjobrun=self._id,
+            backupjob=backupjob,
+            since=parents.since,
+            full_reason=Reason.ASKED if order.full else Reason.FIRST_RUN,
+            exclude=order.exclude.get(vm.name, frozenset()) | order.exclude.get(vm.uuid, frozenset()),
+            quiesce=order.quiesce,
+        )
+
+    def _capture(
+        self, order: BackupOrder, vms: Sequence[VmIdentity], backupjob: str, parents: Mapping[str, Parents]
+    ) -> Group:
+        prepared: list[Prepared] = []
+        try:
+            for vm in vms:
+                self._check()
+                prepared.append(self.engine.prepare(self._request(order, vm, backupjob, parents[vm.uuid])))
+        except BaseException:
+            for each in prepared:
+                each.cancel()
+            raise
+        group = freeze_together(prepared, self.settings.freeze_deadline)
+        for capture in group.captures:
+            self.progress.step(f"{capture.machine.name}: {len(capture.disks)} disk(s) captured, {capture.consistency}")
+        return group
+
+    # -- behind the barrier -----------------------------------------------------------------------
+
+    def _durable(
+        self,
+        group: Group,
+        runs: Sequence[RunDocument],
+        parents: Mapping[str, Parents],
+        backupjob: str,
+        job_name: str,
+        started: float,
+    ) -> RunDocument:
+        """Store, check, commit, note; or abandon everything."""
+        try:
+            disks = self._store(group, runs, parents, backupjob)
+            for capture in group.captures:
+                capture.check()
+            self._check()
+            draft = self._document(group, disks, backupjob, job_name, started)
+            run = commit_run(self.catalog, draft, [*disks.values()], _machines(group.captures))
+        except BaseException:
+            _each(capture.abandon for capture in group.captures)
+            self.journal.run_ended(self._id, "failed")
+            raise
+        self.journal.run_durable(self._id, run.number)
+        return run
+
+    def _store(
+        self, group: Group, runs: Sequence[RunDocument], parents: Mapping[str, Parents], backupjob: str
+    ) -> dict[ResourceKey, StoredDisk]:
+        stored: dict[ResourceKey, StoredDisk] = {}
+        with DedupeIndex() as dedupe:
+            to = self._destination(dedupe)
+            for capture in group.captures:
+                vm = capture.machine.uuid
+                for disk in capture.disks:
+                    self._check()
+                    if disk.mode is ReadMode.FULL:
+                        pin_for_full(self.catalog, runs, vm, disk.target, disk.base_image, dedupe)
+                    key = ResourceKey(backupjob, self._id, vm, disk.target)
+                    reason = parents[vm].reasons.get(disk.target)
+                    stored[key] = store_disk(self.catalog, capture, disk, key, to, reason)
+                    self.progress.step(_told(capture, stored[key]))
+        return stored
+
+    def _destination(self, dedupe: DedupeIndex) -> Destination:
+        spool_dir = self.settings.state_dir / "spool"
+        spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Destination(
+            store=self.catalog.store,
+            hasher=self.catalog.hasher(self.catalog.vault.key_id),
+            dedupe=dedupe,
+            claim=self._claim,
+            workers=self.settings.workers,
+            compression_level=self.settings.compression_level,
+            spool_dir=spool_dir,
+            progress=self.progress,
+            cancel=self.cancel,
+        )
+
+    def _finish(self, group: Group) -> list[str]:
+        warnings: list[str] = []
+        for capture in group.captures:
+            warnings += capture.finish()
+        self.journal.run_ended(self._id, "done")
+        return warnings
+
+    def _document(
+        self,
+        group: Group,
+        disks: Mapping[ResourceKey, StoredDisk],
+        backupjob: str,
+        job_name: str,
+        started: float,
+    ) -> RunDocument:
+        return RunDocument(
+            format=FORMAT,
+            number=0,
+            backupjob=backupjob,
+            job_name=job_name,
+            backupjobrun=self._id,
+            started_at=started,
+            taken_at=min(capture.taken_at for capture in group.captures),
+            finished_at=started,
+            skew_seconds=group.skew_seconds,
+            vms=[_vm_summary(capture, disks) for capture in group.captures],
+            host=socket.gethostname(),
+            raksha=raksha.__version__,
+        )
+
+    def _check(self) -> None:
+        if self.cancel.is_set():
+            raise Interrupted()
+
+
+def _vm_summary(capture: Capture, disks: Mapping[ResourceKey, StoredDisk]) -> VmSummary:
+    mine = [disk.metadata for key, disk in disks.items() if key.vm == capture.machine.uuid]
+    return VmSummary(
+        vm=capture.machine.uuid,
+        name=capture.machine.name,
+        engine=capture.engine,
+        power=capture.machine.power,
+        consistency=capture.consistency,
+        taken_at=capture.taken_at,
+        frozen_seconds=capture.frozen_seconds,
+        resources=[
+            ResourceSummary(
+                resource=disk.resource,
+                size=disk.size,
+                kind=disk.kind,
+                parent=disk.parent,
+                mode=disk.mode,
+                reason=disk.reason,
+                volume=disk.volume,
+            )
+            for disk in mine
+        ],
+    )
+
+
+def _machines(captures: Sequence[Capture]) -> dict[str, VMMetadata]:
+    return {
+        capture.machine.uuid: VMMetadata(
+            format=FORMAT,
+            vm=capture.machine.uuid,
+            name=capture.machine.name,
+            power=capture.machine.power,
+            domain_xml=capture.machine.domain_xml,
+            live_xml=capture.machine.live_xml,
+            nvram=capture.machine.nvram,
+            files=dict(capture.machine.files),
+        )
+        for capture in captures
+    }
+
+
+def _told(capture: Capture, disk: StoredDisk) -> str:
+    metadata = disk.metadata
+    why = f" ({metadata.reason})" if metadata.reason else ""
+    return f"{capture.machine.name}:{metadata.resource}: {metadata.kind}{why}, {metadata.volume.sent} bytes sent"
+
+
+def _each(calls: Iterable[Callable[[], None]]) -> None:
+    """All of them, even if one fails; the first error is raised at the end."""
+    with ExitStack() as stack:
+        for call in calls:
+            stack.callback(call)

@@ -1,0 +1,155 @@
+"""What is in a vault, read from the vault alone: runs, disks, chains, machines.
+
+Promises: a restore point is listed only if its `run.json` can be read; everything returned was validated.
+Does not promise: to see a commit that another process made a moment ago (listings may lag), hence nothing is
+decided on a run being absent here. What a name leads to is always read by that name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from raksha.errors import (
+    ObjectMissing,
+    ParentMissing,
+    ResourceNotFound,
+    RunAmbiguous,
+    RunNotFound,
+    VaultForeign,
+    VaultNewer,
+    VaultNotFound,
+)
+from raksha.types import ResourceKey
+from raksha.vault import names
+from raksha.vault.map import MapReader, StoreSource
+from raksha.vault.metadata import (
+    FORMAT,
+    BackupMetadata,
+    KeyDocument,
+    RunDocument,
+    VaultDocument,
+    VmSummary,
+    VMMetadata,
+    decode,
+)
+from raksha.vault.segment import ClusterHasher
+from raksha.vault.store import BACKUPS, Store
+
+#: requests under way at once while listing
+_PARALLEL = 8
+
+
+class Catalog:
+    """The reading side of a vault. Safe to use from several threads."""
+
+    def __init__(self, store: Store, vault: VaultDocument) -> None:
+        self.store = store
+        self.vault = vault
+        self._hashers: dict[str, ClusterHasher] = {}
+
+    @classmethod
+    def open(cls, store: Store) -> Catalog:
+        """Raises `VaultNotFound`, `VaultForeign`, `VaultNewer`, `VaultUnavailable` and the like."""
+        return cls(store, read_vault(store))
+
+    # -- runs -------------------------------------------------------------------------------------
+
+    def runs(self) -> list[RunDocument]:
+        """All restore points, oldest commit first."""
+        found = [name for name in self.store.names(BACKUPS) if name.endswith("/" + names.RUN_FILE)]
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            documents = [each for each in pool.map(self._run_if_there, found) if each is not None]
+        return sorted(documents, key=lambda run: run.number)
+
+    def _run_if_there(self, name: str) -> RunDocument | None:
+        try:
+            return decode(self.store.get(name), RunDocument, name)
+        except ObjectMissing:  # a listing may still name what was deleted
+            return None
+
+    def run(self, backupjob: str, backupjobrun: str) -> RunDocument | None:
+        """One restore point by its exact ids, or None."""
+        return self._run_if_there(names.run(backupjob, backupjobrun))
+
+    def find(self, text: str, vm: str | None = None) -> RunDocument:
+        """A restore point by its id, the beginning of it, or `latest` (of `vm`, where given)."""
+        runs = [run for run in self.runs() if vm is None or any(vm in (each.vm, each.name) for each in run.vms)]
+        if text == "latest" and runs:
+            return runs[-1]
+        fitting = [run for run in runs if text and run.backupjobrun.startswith(text)]
+        if not fitting:
+            raise RunNotFound(run=text)
+        if len(fitting) > 1:
+            raise RunAmbiguous(run=text, candidates=", ".join(run.backupjobrun for run in fitting[:5]))
+        return fitting[0]
+
+    def vm(self, run: RunDocument, vm: str | None) -> VmSummary:
+        """A VM of a run by name or id; without one, the only VM. Raises `ResourceNotFound`."""
+        fitting = [each for each in run.vms if vm is None or vm in (each.vm, each.name)]
+        if len(fitting) != 1:
+            known = ", ".join(each.name for each in run.vms)
+            raise ResourceNotFound(run=run.backupjobrun, resource=vm or f"one of {known}")
+        return fitting[0]
+
+    # -- disks ------------------------------------------------------------------------------------
+
+    def metadata(self, resource: ResourceKey) -> BackupMetadata:
+        """Raises `ObjectMissing`, `MetadataInvalid`."""
+        name = names.metadata(resource)
+        return decode(self.store.get(name), BackupMetadata, name)
+
+    def chain(self, resource: ResourceKey) -> list[BackupMetadata]:
+        """A disk copy and all that it builds on, oldest first. Raises `ParentMissing` naming what is lost."""
+        newest = self.metadata(resource)
+        chain, seen = [newest], {newest.backupjobrun}
+        while (parent := chain[-1].parent_key) is not None:
+            if parent.backupjobrun in seen:
+                raise ParentMissing(run=resource.backupjobrun, parent=f"{parent.backupjobrun} (a loop)")
+            try:
+                chain.append(self.metadata(parent))
+            except ObjectMissing as error:
+                raise ParentMissing(run=resource.backupjobrun, parent=parent.backupjobrun) from error
+            seen.add(parent.backupjobrun)
+        return chain[::-1]
+
+    def reader(self, metadata: BackupMetadata) -> MapReader:
+        """The map of one disk copy; pages are fetched and verified as they are used."""
+        name = names.map_object(metadata.resource_key, metadata.map.digest)
+        return MapReader.open(StoreSource(self.store, name, metadata.map.size), metadata.map.digest)
+
+    def readers(self, chain: Sequence[BackupMetadata]) -> list[MapReader]:
+        return [self.reader(metadata) for metadata in chain]
+
+    def machine(self, run: RunDocument, vm: VmSummary) -> VMMetadata:
+        name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
+        return decode(self.store.get(name), VMMetadata, name)
+
+    def hasher(self, key_id: str) -> ClusterHasher:
+        """For clusters of maps that name this key."""
+        if key_id not in self._hashers:
+            name = names.key(key_id)
+            document = decode(self.store.get(name), KeyDocument, name)
+            self._hashers[key_id] = ClusterHasher(bytes.fromhex(document.key))
+        return self._hashers[key_id]
+
+    # -- looking for parents and for what shares data -------------------------------------------------
+
+    def newest(self, runs: Sequence[RunDocument], vm: str) -> Iterator[RunDocument]:
+        """Runs that hold `vm` (an id), newest commit first."""
+        return (run for run in reversed(runs) if any(each.vm == vm for each in run.vms))
+
+
+def read_vault(store: Store) -> VaultDocument:
+    """`vault.json`, checked. Raises `VaultNotFound`, `VaultForeign` (things at our names, but no vault), `VaultNewer`."""
+    try:
+        data = store.get(names.VAULT)
+    except ObjectMissing:
+        found = next(iter(store.names(BACKUPS)), None)
+        if found is None:
+            raise VaultNotFound(url=store.url) from None
+        raise VaultForeign(url=store.url, detail=f"{found} stands there, but no {names.VAULT}") from None
+    vault = decode(data, VaultDocument, names.VAULT)
+    if vault.format > FORMAT:
+        raise VaultNewer(url=store.url, found=vault.format, known=FORMAT)
+    return vault

@@ -1,0 +1,175 @@
+"""Changing what is in a vault: becoming its writer, committing a run, deleting one.
+
+Order of writing (a reader never sees half a run)::
+
+    segments, image tables, maps          by whoever captured, before anything here; inert without what follows
+    Backup, BackupMetadata (read back), VMMetadata
+    epochs/<n>                            create-only; fixes the order of commits
+    run.json                              create-only; now the run exists
+
+Deleting goes the other way. Every commit proves before its epoch, and once more before `run.json`, that
+the vault still has this writer: one that was taken over writes inert names only.
+
+Not here: deciding what to delete, and removing segments that nothing refers to (`collect`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from raksha.errors import ObjectCorrupt, ObjectExists, ObjectMissing, VaultNotFound, VaultWriterOther
+from raksha.types import ResourceKey
+from raksha.vault import names
+from raksha.vault.catalog import Catalog, read_vault
+from raksha.vault.metadata import (
+    FORMAT,
+    BackupMetadata,
+    EpochDocument,
+    KeyDocument,
+    RunDocument,
+    VaultDocument,
+    VMMetadata,
+    Writer,
+    encode,
+)
+from raksha.vault.store import Part, Store
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDisk:
+    """A disk copy whose segments, tables and map are in the vault."""
+
+    metadata: BackupMetadata
+    #: what `Backup` is made of: image tables, segments, nested manifests
+    parts: tuple[Part, ...]
+
+
+def open_catalog_for_writing(store: Store, me: Writer, *, take_over: bool = False) -> Catalog:
+    """The catalog of a vault that `me` may write to; an empty place becomes a vault.
+
+    Raises `VaultWriterOther` if it belongs to somebody else, unless `take_over`.
+    """
+    try:
+        vault = read_vault(store)
+    except VaultNotFound:
+        vault = _make_vault(store, me)
+    if vault.writer.id != me.id:
+        if not take_over:
+            raise VaultWriterOther(url=store.url, writer=f"{vault.writer.name} ({vault.writer.kind} {vault.writer.id})")
+        vault = msgspec.structs.replace(vault, writer=me)
+        store.put(names.VAULT, encode(vault))
+    store.prepare()
+    return Catalog(store, vault)
+
+
+def _make_vault(store: Store, me: Writer) -> VaultDocument:
+    store.prepare()
+    key = KeyDocument(id=str(uuid.uuid4()), key=os.urandom(32).hex(), created_at=time.time())
+    vault = VaultDocument(format=FORMAT, id=str(uuid.uuid4()), writer=me, key_id=key.id, created_at=time.time())
+    # the key first: a vault document must never name a key that is not there
+    store.put(names.key(key.id), encode(key), create_only=True)
+    try:
+        store.put(names.VAULT, encode(vault), create_only=True)
+    except ObjectExists:  # somebody else made it in this moment: theirs counts
+        return read_vault(store)
+    return vault
+
+
+def assert_writer(catalog: Catalog) -> None:
+    """Raises `VaultWriterOther` if the vault was taken over meanwhile."""
+    now = read_vault(catalog.store).writer
+    if now.id != catalog.vault.writer.id:
+        raise VaultWriterOther(url=catalog.store.url, writer=f"{now.name} ({now.kind} {now.id})")
+
+
+def commit_run(
+    catalog: Catalog, run: RunDocument, disks: Sequence[StoredDisk], machines: Mapping[str, VMMetadata]
+) -> RunDocument:
+    """Make a run exist. Returns it with its number. `machines` by VM id.
+
+    After an error nothing is visible; what was written is garbage for `collect`.
+    """
+    store = catalog.store
+    assert_writer(catalog)
+    for disk in disks:
+        store.put_manifest(names.image(disk.metadata.resource_key), disk.parts)
+        put_metadata(store, disk.metadata)
+    for vm, machine in machines.items():
+        store.put(names.vm_metadata(run.backupjob, run.backupjobrun, vm), encode(machine))
+    run = msgspec.structs.replace(run, number=_take_number(catalog, run), finished_at=time.time())
+    assert_writer(catalog)
+    store.put(names.run(run.backupjob, run.backupjobrun), encode(run), create_only=True)
+    return run
+
+
+def put_metadata(store: Store, metadata: BackupMetadata) -> None:
+    """Write `BackupMetadata` and prove that it reads back the same."""
+    name, data = names.metadata(metadata.resource_key), encode(metadata)
+    store.put(name, data)
+    if store.get(name) != data:
+        raise ObjectCorrupt(name=name, detail="it does not read back as it was written")
+
+
+def _take_number(catalog: Catalog, run: RunDocument) -> int:
+    """The next commit number; a commit that failed after its epoch leaves a gap in runs, none in numbers."""
+    number = last_number(catalog) + 1
+    while True:
+        document = EpochDocument(
+            number=number,
+            backupjob=run.backupjob,
+            backupjobrun=run.backupjobrun,
+            writer=catalog.vault.writer,
+            committed_at=time.time(),
+        )
+        try:
+            catalog.store.put(names.epoch(number), encode(document), create_only=True)
+            return number
+        except ObjectExists:
+            number += 1
+
+
+def last_number(catalog: Catalog) -> int:
+    """Number of the newest commit; 0 for none. Found by name, a listing only gives the place to start."""
+    listed = [name.rpartition("/")[2] for name in catalog.store.names(names.EPOCHS.partition("/")[0], "epochs/")]
+    number = max((int(text) for text in listed if text.isdigit()), default=0)
+    while True:
+        try:
+            catalog.store.head(names.epoch(number + 1))
+        except ObjectMissing:
+            return number
+        number += 1
+
+
+def delete_run(catalog: Catalog, run: RunDocument) -> None:
+    """Delete a restore point, newest object first, so that an interruption never leaves half a run visible.
+
+    The caller has made sure that no other point needs it. Segments stay until `collect`.
+    """
+    assert_writer(catalog)
+    store = catalog.store
+    maps = [
+        names.map_object(key, reference.map.digest)
+        for key in run.keys()
+        if (reference := _metadata_if_there(catalog, key)) is not None
+    ]
+    store.delete(names.run(run.backupjob, run.backupjobrun))
+    for vm in run.vms:
+        store.delete(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm))
+    for key in run.keys():
+        store.delete(names.metadata(key))
+        store.delete(names.image(key))
+    for name in maps:
+        store.delete(name)
+
+
+def _metadata_if_there(catalog: Catalog, key: ResourceKey) -> BackupMetadata | None:
+    try:
+        return catalog.metadata(key)
+    except ObjectMissing:
+        return None
