@@ -210,6 +210,12 @@ class MetadataInvalid(Damaged):
 # -- VMs and disks ----------------------------------------------------------------------------------
 
 
+class JournalUnusable(RakshaError):
+    code = "journal_unusable"
+    message = "The journal at {path} cannot be used: {detail}."
+    hint = "Nothing is captured without it. Check the directory, its permissions and the space on its disk."
+
+
 class HypervisorUnavailable(RakshaError):
     code = "hypervisor_unavailable"
     message = "libvirt at {uri} did not answer: {detail}."
@@ -261,6 +267,12 @@ class ForeignChain(Refused):
     code = "foreign_chain"
     message = "The disk chain of {vm}:{disk} holds {path}, which is not ours, above an overlay of ours."
     hint = "Remove that snapshot first (virsh blockcommit), then run again. Nothing was touched."
+
+
+class LayerUnknown(Refused):
+    code = "layer_unknown"
+    message = "The disk chain of {vm}:{disk} holds {path}, an overlay of Raksha that this journal does not know."
+    hint = "Use the state directory it was made with, or merge it with virsh blockcommit. Nothing was touched."
 
 
 class OverlayExists(Refused):

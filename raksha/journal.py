@@ -1,0 +1,353 @@
+"""What one host remembers of its own doings: intents and outcomes, layers that are ours, runs, and locks.
+
+One SQLite file, written through (`synchronous=FULL`) before the call that it announces. The journal says what is
+*ours*; what is *so* is always observed (domain XML, image headers). A lost journal loses no data of a VM: chains hold,
+the next backup refuses to build on layers that it does not know.
+
+Thread-safe. Several processes may use one journal. Locks are `flock` files: they end with their process.
+Not promised: the history of intents is for people, nothing decides by it except an intent without outcome.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from raksha.errors import JournalUnusable, VaultBusy, VmBusy
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS host (id TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS intents (
+    id INTEGER PRIMARY KEY, operation TEXT NOT NULL, run TEXT, vm TEXT, target TEXT, detail TEXT NOT NULL,
+    begun REAL NOT NULL, outcome TEXT, ended REAL);
+CREATE INDEX IF NOT EXISTS intents_open ON intents (vm) WHERE outcome IS NULL;
+CREATE TABLE IF NOT EXISTS layers (
+    id INTEGER PRIMARY KEY, vm TEXT NOT NULL, target TEXT NOT NULL, path TEXT NOT NULL UNIQUE,
+    device INTEGER NOT NULL, inode INTEGER NOT NULL,
+    base_kind TEXT NOT NULL, base_path TEXT NOT NULL, base_format TEXT NOT NULL,
+    base_device INTEGER NOT NULL, base_inode INTEGER NOT NULL, base_modified INTEGER,
+    run TEXT NOT NULL, job TEXT NOT NULL, state TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS counts (
+    layer INTEGER NOT NULL REFERENCES layers (id) ON DELETE CASCADE, run TEXT NOT NULL, PRIMARY KEY (layer, run));
+CREATE TABLE IF NOT EXISTS runs (
+    run TEXT PRIMARY KEY, vault TEXT NOT NULL, job TEXT NOT NULL, claim TEXT NOT NULL, number INTEGER,
+    state TEXT NOT NULL, begun REAL NOT NULL, ended REAL);
+"""
+
+
+class LayerState(StrEnum):
+    """What we last did with an overlay of ours. Where it is, is observed."""
+
+    #: the file was made; whether the snapshot took place is to be observed
+    PLANNED = "planned"
+    #: part of the VM's chain
+    CHAINED = "chained"
+    #: its merge into the VM's own file was asked for
+    MERGING = "merging"
+    #: the VM runs without it: it was started below
+    ORPHAN = "orphan"
+
+
+class RunState(StrEnum):
+    BEGUN = "begun"
+    #: the restore point exists in the vault
+    DURABLE = "durable"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class FileId:
+    """A file or block device as it was seen."""
+
+    path: str
+    #: st_dev; recorded for people: it may change at a mount
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The VM's own file, on which our lowest layer stands."""
+
+    file: FileId
+    #: "file" or "block", as libvirt calls it
+    kind: str
+    #: "raw" or "qcow2"
+    format: str
+    #: st_mtime_ns when we last left it; None: not known
+    modified: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLayer:
+    """An overlay that Raksha made. It and the layers above it hold every write since the snapshots of `counts_from`."""
+
+    vm: str
+    target: str
+    file: FileId
+    base: Base
+    #: the run that made it, and the job of that run
+    run: str
+    job: str
+    state: LayerState
+    counts_from: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    id: int
+    operation: str
+    run: str | None
+    vm: str | None
+    target: str | None
+    detail: Mapping[str, Any]
+    #: seconds since the epoch
+    begun: float
+
+
+class Lock:
+    """A held `flock`; released by `release`, by leaving the context or by the end of the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Journal:
+    """The journal in `state_dir` (made if need be, mode 0711: QEMU must reach `overlays` below it).
+
+    Raises `JournalUnusable`.
+    """
+
+    def __init__(self, state_dir: Path) -> None:
+        self._mutex = threading.RLock()
+        self._locks = state_dir / "locks"
+        try:
+            state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+            self._locks.mkdir(mode=0o700, exist_ok=True)
+            self._path = state_dir / "journal.sqlite"
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise JournalUnusable(path=state_dir, detail=error) from error
+        try:
+            self.host_id = self._set_up()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise JournalUnusable(path=self._path, detail=error) from error
+
+    def _set_up(self) -> str:
+        # With a write-ahead log and FULL, each commit is synced once and survives a power cut.
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        with self._transaction() as db:
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            row = db.execute("SELECT id FROM host").fetchone()
+            if row is None:
+                row = (str(uuid.uuid4()),)
+                db.execute("INSERT INTO host VALUES (?)", row)
+        return str(row[0])
+
+    def close(self) -> None:
+        with self._mutex:
+            self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._mutex:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
+    # -- intents ------------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        operation: str,
+        *,
+        run: str | None = None,
+        vm: str | None = None,
+        target: str | None = None,
+        detail: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Note what is about to be done. Returns the id for `done`."""
+        row = (operation, run, vm, target, json.dumps(detail or {}), time.time())
+        with self._transaction() as db:
+            cursor = db.execute(
+                "INSERT INTO intents (operation, run, vm, target, detail, begun) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+            return int(cursor.lastrowid or 0)
+
+    def done(self, intent: int, outcome: str) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE intents SET outcome = ?, ended = ? WHERE id = ?", (outcome, time.time(), intent))
+
+    def open_intents(self, vm: str | None = None) -> list[Intent]:
+        """Intents without outcome, oldest first: of one VM, or all."""
+        with self._mutex:
+            rows = self._db.execute(
+                "SELECT id, operation, run, vm, target, detail, begun FROM intents"
+                " WHERE outcome IS NULL AND (? IS NULL OR vm = ?) ORDER BY id",
+                (vm, vm),
+            ).fetchall()
+        return [Intent(*row[:5], json.loads(row[5]), row[6]) for row in rows]
+
+    # -- layers -------------------------------------------------------------------------------------
+
+    def add_layer(self, layer: OwnLayer) -> None:
+        base = layer.base
+        row: tuple[str | int | None, ...] = (
+            *(layer.vm, layer.target, layer.file.path, layer.file.device, layer.file.inode),
+            *(base.kind, base.file.path, base.format, base.file.device, base.file.inode, base.modified),
+            *(layer.run, layer.job, layer.state.value),
+        )
+        with self._transaction() as db:
+            cursor = db.execute(
+                "INSERT INTO layers (vm, target, path, device, inode, base_kind, base_path, base_format, base_device,"
+                f" base_inode, base_modified, run, job, state) VALUES ({','.join('?' * len(row))})",  # noqa: S608
+                row,
+            )
+            for run in layer.counts_from:
+                db.execute("INSERT INTO counts VALUES (?, ?)", (cursor.lastrowid, run))
+
+    def layers(self, vm: str, target: str | None = None) -> list[OwnLayer]:
+        """Our layers of one VM (of one disk), oldest first."""
+        with self._mutex:
+            rows = self._db.execute(
+                "SELECT id, vm, target, path, device, inode, base_kind, base_path, base_format, base_device,"
+                " base_inode, base_modified, run, job, state FROM layers"
+                " WHERE vm = ? AND (? IS NULL OR target = ?) ORDER BY id",
+                (vm, target, target),
+            ).fetchall()
+            counts: dict[int, set[str]] = {row[0]: set() for row in rows}
+            for layer, run in self._db.execute(
+                "SELECT layer, run FROM counts WHERE layer IN (SELECT id FROM layers WHERE vm = ?)", (vm,)
+            ):
+                counts.get(layer, set()).add(run)
+        return [_layer(row, counts[row[0]]) for row in rows]
+
+    def set_layers(self, paths: Iterable[str], state: LayerState) -> None:
+        with self._transaction() as db:
+            db.executemany("UPDATE layers SET state = ? WHERE path = ?", [(state.value, path) for path in paths])
+
+    def count_from(self, path: str, runs: Iterable[str]) -> None:
+        """The layer at `path` also holds every write since these runs."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO counts SELECT id, ? FROM layers WHERE path = ?", [(run, path) for run in runs]
+            )
+
+    def base_left(self, vm: str, target: str, modified: int | None) -> None:
+        """We have just written into the VM's own file, and this is its time of modification (ns) now."""
+        with self._transaction() as db:
+            db.execute("UPDATE layers SET base_modified = ? WHERE vm = ? AND target = ?", (modified, vm, target))
+
+    def forget_layers(self, paths: Iterable[str]) -> None:
+        """These overlays are in no chain and their files are gone."""
+        with self._transaction() as db:
+            db.executemany("DELETE FROM layers WHERE path = ?", [(path,) for path in paths])
+
+    def knows(self, path: str) -> bool:
+        """Whether this is an overlay of ours, of any VM."""
+        with self._mutex:
+            return self._db.execute("SELECT 1 FROM layers WHERE path = ?", (path,)).fetchone() is not None
+
+    # -- runs ---------------------------------------------------------------------------------------
+
+    def run_begin(self, run: str, vault: str, job: str, claim: str) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "INSERT INTO runs (run, vault, job, claim, state, begun) VALUES (?, ?, ?, ?, ?, ?)",
+                (run, vault, job, claim, RunState.BEGUN.value, time.time()),
+            )
+
+    def run_durable(self, run: str, number: int) -> None:
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, number = ?, ended = ? WHERE run = ?",
+                (RunState.DURABLE.value, number, time.time(), run),
+            )
+
+    def run_ended(self, run: str, state: RunState) -> None:
+        """The run ended without a restore point. A durable run stays durable."""
+        with self._transaction() as db:
+            db.execute(
+                "UPDATE runs SET state = ?, ended = ? WHERE run = ? AND state = ?",
+                (state.value, time.time(), run, RunState.BEGUN.value),
+            )
+
+    def run_state(self, run: str) -> RunState | None:
+        with self._mutex:
+            row = self._db.execute("SELECT state FROM runs WHERE run = ?", (run,)).fetchone()
+        return RunState(row[0]) if row else None
+
+    # -- locks --------------------------------------------------------------------------------------
+
+    def vault_lock(self, vault: str, url: str) -> Lock:
+        """The right to write to a vault. Raises `VaultBusy`."""
+        held = self._lock(f"vault-{vault}")
+        if isinstance(held, str):
+            raise VaultBusy(url=url, pid=held)
+        return held
+
+    def vm_lock(self, vm: str, name: str) -> Lock:
+        """The right to change the chains of a VM, by its UUID. Raises `VmBusy`."""
+        held = self._lock(f"vm-{vm}")
+        if isinstance(held, str):
+            raise VmBusy(vm=name, detail=f"another command is at work on it (pid {held})")
+        return held
+
+    def _lock(self, name: str) -> Lock | str:
+        """The lock, or the process id of its holder."""
+        descriptor = os.open(self._locks / name.replace("/", "_"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            return holder or "unknown"
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return Lock(descriptor)
+
+
+def _layer(row: tuple[Any, ...], counts: set[str]) -> OwnLayer:
+    _, vm, target, path, device, inode, kind, base_path, form, base_device, base_inode, modified, run, job, state = row
+    return OwnLayer(
+        vm=vm,
+        target=target,
+        file=FileId(path, device, inode),
+        base=Base(FileId(base_path, base_device, base_inode), kind, form, modified),
+        run=run,
+        job=job,
+        state=LayerState(state),
+        counts_from=frozenset(counts),
+    )
