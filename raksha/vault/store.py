@@ -9,8 +9,10 @@ Guarantees asked of every store (tests/contract/test_store.py):
 - `create_only` never overwrites. On Swift this is a hint checked per object server, not a lock.
 - `get` returns exactly the bytes asked for, or raises `ObjectMissing` / `ObjectTruncated`.
 - `names` may lag behind (Swift): nothing may be decided on the absence of a name from a listing.
+- A call may be repeated after any error without harm.
 
-Not guaranteed: ordering between calls from several processes.
+Not guaranteed: ordering between calls from several processes; that a flipped byte is noticed (readers verify).
+No object may stand where another name has a folder (`a` beside `a/b`): a directory cannot hold both.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+from raksha.errors import BadName
 
 #: container of everything a person would look for
 BACKUPS = "backupjobs"
@@ -48,7 +52,11 @@ class Part:
 
 
 class Store(Protocol):
-    """A place for a vault. Raises `VaultError` and `Damaged` errors only."""
+    """A place for a vault.
+
+    Raises `VaultError` and `Damaged` errors, `BadName` for a name that no vault has, `VaultNotFound` when writing
+    where nothing was prepared, `VaultForeign` where something stands at our names that we did not put there.
+    """
 
     #: the address as given, without secrets
     url: str
@@ -87,6 +95,28 @@ class Store(Protocol):
     manifest_limit: int
 
     def close(self) -> None: ...
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Container and key of an object name. Raises `BadName`.
+
+    The rules are those of the strictest store, for all of them: a name that one takes, all take, and none of its
+    steps can leave a directory or meet a temporary file.
+    """
+    container, slash, key = name.partition("/")
+    if container not in CONTAINERS or not slash:
+        raise BadName(name=name, noun="an object", detail=f"it does not begin with one of {', '.join(CONTAINERS)}")
+    if not key.isprintable() or len(key.encode()) > 1024:
+        raise BadName(name=name, noun="an object", detail="it has unprintable characters or over 1024 bytes")
+    if any(not step or step.startswith(".") or len(step.encode()) > 255 for step in key.split("/")):
+        raise BadName(name=name, noun="an object", detail="a step is empty, begins with a dot or has over 255 bytes")
+    return container, key
+
+
+def check_range(offset: int, length: int | None) -> None:
+    """Raises `ValueError` for a range that no object can have."""
+    if offset < 0 or (length is not None and length < 0):
+        raise ValueError(f"no range: {offset}, {length}")
 
 
 def assemble(store: Store, parts: Iterable[Part]) -> Iterator[bytes]:
