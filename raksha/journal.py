@@ -218,7 +218,10 @@ class Journal:
                 " WHERE outcome IS NULL AND (? IS NULL OR vm = ?) ORDER BY id",
                 (vm, vm),
             ).fetchall()
-        return [Intent(*row[:5], json.loads(row[5]), row[6]) for row in rows]
+        return [
+            Intent(number, operation, run, vm_, target, json.loads(detail), begun)
+            for number, operation, run, vm_, target, detail, begun in rows
+        ]
 
     # -- layers -------------------------------------------------------------------------------------
 
@@ -232,7 +235,7 @@ class Journal:
         with self._transaction() as db:
             cursor = db.execute(
                 "INSERT INTO layers (vm, target, path, device, inode, base_kind, base_path, base_format, base_device,"
-                f" base_inode, base_modified, run, job, state) VALUES ({','.join('?' * len(row))})",  # noqa: S608
+                " base_inode, base_modified, run, job, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
             for run in layer.counts_from:
