@@ -228,11 +228,6 @@ class LibvirtFailed(RakshaError):
     message = "libvirt could not {action} for VM {vm}: {detail}."
 
 
-class ImageToolFailed(RakshaError):
-    code = "image_tool_failed"
-    message = "qemu-img {action} failed: {detail}."
-
-
 class VmNotFound(NotFound):
     code = "vm_not_found"
     message = "There is no VM {vm!r} at {uri}."
