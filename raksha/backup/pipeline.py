@@ -30,12 +30,11 @@ from raksha.states import ReadMode, Reason
 from raksha.types import ExtentKind, Geometry
 from raksha.vault.chain import Chain
 from raksha.vault.dedupe import DedupeIndex
-from raksha.vault.map import DATA, HASH_BYTES, ZERO, MapBuilder
+from raksha.vault.map import DATA, HASH_BYTES, MapBuilder
 from raksha.vault.metadata import Volume
 from raksha.vault.segment import ClusterHasher, Codec, SegmentRow, segment_digest
 from raksha.vault.store import Store
 from raksha.virt.capture import DiskCapture, DiskReader
-
 
 #: cells in one pack, also where nearly all of them are zeroes
 _CELLS_MAX = 4096

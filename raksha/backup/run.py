@@ -31,7 +31,7 @@ from raksha.backup.parents import Parents, find_parents, pin_for_full
 from raksha.backup.pipeline import Destination
 from raksha.config import Settings
 from raksha.errors import Interrupted
-from raksha.journal import Journal
+from raksha.journal import Journal, RunState
 from raksha.progress import Progress
 from raksha.states import Quiesce, ReadMode, Reason
 from raksha.types import ResourceKey
@@ -85,14 +85,14 @@ class BackupRun:
         backupjob = str(uuid.uuid5(uuid.UUID(self.catalog.vault.id), f"backupjob:{job_name}"))
         with ExitStack() as stack:
             for vm in sorted(vms, key=lambda vm: vm.uuid):
-                stack.enter_context(self.journal.vm_lock(vm.uuid))
+                stack.enter_context(self.journal.vm_lock(vm.uuid, vm.name))
             runs = self.catalog.runs()
             parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
             self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
             try:
                 group = self._capture(order, vms, backupjob, parents)
-            except BaseException:
-                self.journal.run_ended(self._id, "failed")
+            except BaseException as error:
+                self._failed(error)
                 raise
             run = self._durable(group, runs, parents, backupjob, job_name, started)
             warnings = [*group.warnings, *self._finish(group)]
@@ -164,9 +164,9 @@ class BackupRun:
             self._check()
             draft = self._document(group, disks, backupjob, job_name, started)
             run = commit_run(self.catalog, draft, [*disks.values()], _machines(group.captures))
-        except BaseException:
+        except BaseException as error:
             _each(capture.abandon for capture in group.captures)
-            self.journal.run_ended(self._id, "failed")
+            self._failed(error)
             raise
         self.journal.run_durable(self._id, run.number)
         return run
@@ -208,8 +208,11 @@ class BackupRun:
         warnings: list[str] = []
         for capture in group.captures:
             warnings += capture.finish()
-        self.journal.run_ended(self._id, "done")
         return warnings
+
+    def _failed(self, error: BaseException) -> None:
+        cancelled = isinstance(error, Interrupted)
+        self.journal.run_ended(self._id, RunState.CANCELLED if cancelled else RunState.FAILED)
 
     def _document(
         self,

@@ -29,8 +29,8 @@ from raksha.vault.metadata import (
     KeyDocument,
     RunDocument,
     VaultDocument,
-    VmSummary,
     VMMetadata,
+    VmSummary,
     decode,
 )
 from raksha.vault.segment import ClusterHasher
@@ -141,7 +141,10 @@ class Catalog:
 
 
 def read_vault(store: Store) -> VaultDocument:
-    """`vault.json`, checked. Raises `VaultNotFound`, `VaultForeign` (things at our names, but no vault), `VaultNewer`."""
+    """`vault.json`, checked.
+
+    Raises `VaultNotFound`, `VaultForeign` (something stands at our names, but no vault), `VaultNewer`.
+    """
     try:
         data = store.get(names.VAULT)
     except ObjectMissing:

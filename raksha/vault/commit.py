@@ -155,13 +155,13 @@ def delete_run(catalog: Catalog, run: RunDocument) -> None:
     store = catalog.store
     maps = [
         names.map_object(key, reference.map.digest)
-        for key in run.keys()
+        for key in run.resource_keys()
         if (reference := _metadata_if_there(catalog, key)) is not None
     ]
     store.delete(names.run(run.backupjob, run.backupjobrun))
     for vm in run.vms:
         store.delete(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm))
-    for key in run.keys():
+    for key in run.resource_keys():
         store.delete(names.metadata(key))
         store.delete(names.image(key))
     for name in maps:

@@ -20,6 +20,7 @@ from raksha.vault.map import MapReader
 from raksha.vault.segment import SegmentRow
 
 _CACHE_KIB = 8192
+_TABLE = "CREATE TABLE segment (digest BLOB PRIMARY KEY, claim TEXT, stored INTEGER, lengths BLOB) WITHOUT ROWID"
 
 
 class DedupeIndex:
@@ -30,7 +31,7 @@ class DedupeIndex:
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._db.execute("PRAGMA journal_mode = OFF")
-        self._db.execute("CREATE TABLE segment (digest BLOB PRIMARY KEY, claim TEXT, stored INTEGER, lengths BLOB) WITHOUT ROWID")
+        self._db.execute(_TABLE)
         self._lock = threading.Condition()
         self._storing: set[bytes] = set()
         self._pinned: set[str] = set()
@@ -38,7 +39,7 @@ class DedupeIndex:
     def __enter__(self) -> DedupeIndex:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._db.close()
 
     def pin(self, name: str, reader: MapReader) -> None:

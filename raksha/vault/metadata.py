@@ -201,7 +201,7 @@ class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
             stored=sum(v.stored for v in each),
         )
 
-    def keys(self) -> list[ResourceKey]:
+    def resource_keys(self) -> list[ResourceKey]:
         return [
             ResourceKey(self.backupjob, self.backupjobrun, vm.vm, resource.resource)
             for vm in self.vms

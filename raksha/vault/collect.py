@@ -1,0 +1,129 @@
+"""Removing what no restore point refers to. For a vault whose one writer holds its lock (local mode).
+
+What is alive is found without listings: every commit took the next number, so `epochs/1…n` name all runs that ever
+were, and each is asked for by name. A listing only proposes what to delete; one that lags leaves garbage for later.
+
+Promises: nothing that a restore point needs is deleted; if any map of any point is missing or damaged, nothing is
+deleted at all; what does not have a name of ours is left alone. Interrupting it at any time is harmless.
+Relies on: nobody else stores into this vault meanwhile. The caller holds the writer's lock.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from raksha.errors import ObjectCorrupt, ObjectMissing
+from raksha.vault import names
+from raksha.vault.catalog import Catalog
+from raksha.vault.commit import assert_writer, last_number
+from raksha.vault.metadata import EpochDocument, RunDocument, decode
+from raksha.vault.store import BACKUPS, SEGMENTS
+
+_SEGMENT = re.compile(rf"{SEGMENTS}/([0-9a-f]{{2}})/\1[0-9a-f]{{62}}-[0-9A-Za-z._-]+")
+_STEP = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+_OURS = re.compile(
+    rf"{BACKUPS}/(?P<job>{_STEP})/(?P<run>{_STEP})/"
+    rf"(run\.json|{_STEP}/(VMMetadata|{_STEP}/(Backup|BackupMetadata|BackupMap-[0-9a-f]{{64}})))"
+)
+_PARALLEL = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a collection removed, or would remove."""
+
+    #: objects
+    deleted: int
+    #: objects that restore points need
+    kept: int
+
+
+def collect(catalog: Catalog, *, dry_run: bool = False) -> Collected:
+    """Delete every object of ours that no restore point needs. Raises `Damaged` before deleting anything."""
+    assert_writer(catalog)
+    alive = sqlite3.connect("")  # a private temporary file: the set may be larger than memory should be
+    try:
+        alive.execute("CREATE TABLE alive (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        for run in live_runs(catalog):
+            alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", ((name,) for name in _needed(catalog, run)))
+        kept = alive.execute("SELECT count(*) FROM alive").fetchone()[0]
+        deleted = _delete(catalog, _garbage(catalog, alive), dry_run)
+        return Collected(deleted=deleted, kept=kept)
+    finally:
+        alive.close()
+
+
+def live_runs(catalog: Catalog) -> Iterator[RunDocument]:
+    """All restore points, in the order of their commits, found by name alone."""
+    for number in range(1, last_number(catalog) + 1):
+        name = names.epoch(number)
+        epoch = decode(catalog.store.get(name), EpochDocument, name)
+        run = catalog.run(epoch.backupjob, epoch.backupjobrun)
+        if run is not None:
+            yield run
+
+
+def _needed(catalog: Catalog, run: RunDocument) -> Iterator[str]:
+    """Every object that `run` is made of."""
+    yield names.run(run.backupjob, run.backupjobrun)
+    for vm in run.vms:
+        yield names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
+    for key in run.resource_keys():
+        metadata = catalog.metadata(key)
+        yield names.metadata(key)
+        yield names.image(key)
+        yield names.map_object(key, metadata.map.digest)
+        reader = catalog.reader(metadata)
+        yield from (part.name for part in reader.objects)
+        yield from (reader.segment(number).name for number in range(reader.segment_count))
+
+
+def _garbage(catalog: Catalog, alive: sqlite3.Connection) -> Iterator[str]:
+    dead_runs: dict[tuple[str, str], bool] = {}
+    for name in catalog.store.names(BACKUPS):
+        fits = _OURS.fullmatch(name)
+        if fits and not _is_alive(alive, name):
+            run = fits["job"], fits["run"]
+            if run not in dead_runs:
+                dead_runs[run] = _is_dead(catalog, alive, *run)
+            # within a live run only an older map can be superfluous
+            if dead_runs[run] or names.MAP_PREFIX in name:
+                yield name
+    for name in catalog.store.names(SEGMENTS):
+        if _SEGMENT.fullmatch(name) and not _is_alive(alive, name):
+            yield name
+
+
+def _is_dead(catalog: Catalog, alive: sqlite3.Connection, backupjob: str, backupjobrun: str) -> bool:
+    if _is_alive(alive, names.run(backupjob, backupjobrun)):
+        return False
+    if catalog.run(backupjob, backupjobrun) is not None:
+        # a run without an epoch: the numbers do not tell all, so nothing may be deleted
+        raise ObjectCorrupt(name=names.run(backupjob, backupjobrun), detail="no epoch names this run")
+    return True
+
+
+def _is_alive(alive: sqlite3.Connection, name: str) -> bool:
+    return alive.execute("SELECT 1 FROM alive WHERE name = ?", (name,)).fetchone() is not None
+
+
+def _delete(catalog: Catalog, garbage: Iterable[str], dry_run: bool) -> int:
+    # listed to the end before the first deletion: some listings do not like to be changed under way
+    doomed = list(garbage)
+    if doomed and not dry_run:
+        assert_writer(catalog)
+        with ThreadPoolExecutor(_PARALLEL) as pool:
+            for _ in pool.map(_delete_one, [catalog] * len(doomed), doomed):
+                pass
+    return len(doomed)
+
+
+def _delete_one(catalog: Catalog, name: str) -> None:
+    try:
+        catalog.store.delete(name)
+    except ObjectMissing:
+        return

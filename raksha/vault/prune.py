@@ -1,0 +1,100 @@
+"""Deleting restore points that others build on, without moving data.
+
+A disk copy whose parent goes becomes a full one: the maps of its chain, laid over each other, are a new map
+over the same segments. Order for each such copy::
+
+    image tables and new map (inert) → Backup → BackupMetadata → run.json
+
+and only when all of them stand are the unwanted points deleted. An interruption leaves every remaining point
+restorable: its BackupMetadata names either the old map and parent, or the new map and none. The old map is garbage.
+
+Not here: which points are unwanted (raksha.retention), and freeing space (`collect`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from raksha.progress import Progress
+from raksha.states import BackupKind
+from raksha.vault import names
+from raksha.vault.catalog import Catalog
+from raksha.vault.chain import Chain, consolidate
+from raksha.vault.commit import delete_run, put_metadata
+from raksha.vault.image import write_image_objects
+from raksha.vault.map import MapBuilder
+from raksha.vault.metadata import BackupMetadata, MapReference, RunDocument, encode
+
+
+def remove_runs(
+    catalog: Catalog,
+    victims: Sequence[RunDocument],
+    spool_dir: Path,
+    progress: Progress,
+) -> None:
+    """Delete restore points; those that build on them come to stand alone first.
+
+    Raises `Damaged` errors if a chain cannot be read: then nothing has been deleted.
+    """
+    gone = {run.backupjobrun for run in victims}
+    for run in catalog.runs():
+        if run.backupjobrun not in gone:
+            _stand_alone(catalog, run, gone, spool_dir, progress)
+    # newest first: an interruption never leaves a point whose parent is gone
+    for run in sorted(victims, key=lambda run: run.number, reverse=True):
+        delete_run(catalog, run)
+        progress.step(f"deleted {run.backupjobrun}")
+
+
+def _stand_alone(
+    catalog: Catalog, run: RunDocument, gone: set[str], spool_dir: Path, progress: Progress
+) -> None:
+    """Make every disk copy of `run` that builds on something in `gone` a full one."""
+    changed: dict[tuple[str, str], BackupMetadata] = {}
+    for key in run.resource_keys():
+        metadata = catalog.metadata(key)
+        if metadata.parent in gone:
+            changed[key.vm, key.resource] = consolidate_disk(catalog, metadata, spool_dir)
+            progress.step(f"{run.backupjobrun} {key.resource}: now stands alone")
+    if changed:
+        catalog.store.put(names.run(run.backupjob, run.backupjobrun), encode(_with(run, changed)))
+
+
+def consolidate_disk(catalog: Catalog, metadata: BackupMetadata, spool_dir: Path) -> BackupMetadata:
+    """A full copy from a chain, over the same segments. The old map stays until the next collection."""
+    key, store, claim = metadata.resource_key, catalog.store, f"{uuid.uuid4()}.1"
+    chain = Chain(catalog.readers(catalog.chain(key)))
+    with MapBuilder(metadata.geometry, metadata.key_id, spool_dir) as builder:
+        consolidate(chain, builder)
+        image = write_image_objects(store, builder.seal(), claim, None, spool_dir)
+        built = builder.finish(image.objects)
+        store.put_file(names.map_object(key, built.digest), built.file, built.size)
+        stored = builder.stored_bytes
+    full = msgspec.structs.replace(
+        metadata,
+        kind=BackupKind.FULL,
+        parent=None,
+        map=MapReference(digest=built.digest, size=built.size),
+        image_size=image.size,
+        volume=msgspec.structs.replace(metadata.volume, stored=stored),
+    )
+    store.put_manifest(names.image(key), image.parts)
+    put_metadata(store, full)
+    return full
+
+
+def _with(run: RunDocument, changed: dict[tuple[str, str], BackupMetadata]) -> RunDocument:
+    vms = []
+    for vm in run.vms:
+        resources = []
+        for resource in vm.resources:
+            now = changed.get((vm.vm, resource.resource))
+            if now is not None:
+                resource = msgspec.structs.replace(resource, kind=now.kind, parent=None, volume=now.volume)
+            resources.append(resource)
+        vms.append(msgspec.structs.replace(vm, resources=resources))
+    return msgspec.structs.replace(run, vms=vms)
