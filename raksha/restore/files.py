@@ -1,0 +1,144 @@
+"""Writing files that appear whole or not at all, and the space for them.
+
+A file is written under a hidden name beside its place (`.raksha-XXXXXXXX.part`, mode 0600) and gets its own name at
+the end, without ever replacing anything. A process that is killed leaves the hidden file only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from raksha.errors import NoSpaceForRestore, TargetExists, TargetFailed, TargetUnusable
+
+#: buffers in one call; Linux takes 1024
+_VECTOR = 512
+
+
+class PartFile:
+    """An open file that is not there yet."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `TargetExists`, `TargetUnusable`."""
+        if os.path.lexists(path):
+            raise TargetExists(target=path)
+        self.path = path
+        self.part = path.parent / f".raksha-{secrets.token_hex(4)}.part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self.fd = os.open(self.part, flags, 0o600)
+        except OSError as error:
+            raise TargetUnusable(target=path, detail=_reason(error, path)) from error
+        self._open = True
+        self._published = False
+
+    def publish(self) -> None:
+        """Make it durable and give it its name. Raises `TargetExists` if something took the name meanwhile."""
+        with writing(self.path):
+            os.fsync(self.fd)
+        self.close()
+        rename_new(self.part, self.path)
+        self._published = True
+        sync_directory(self.path.parent)
+
+    def truncate(self, size: int) -> None:
+        """Make it `size` bytes long, with a hole where nothing was written."""
+        with writing(self.path):
+            os.ftruncate(self.fd, size)
+
+    def write(self, data: Sequence[bytes | memoryview], offset: int) -> None:
+        """From any thread. Raises `TargetFailed`."""
+        with writing(self.path):
+            write_at(self.fd, data, offset)
+
+    def discard(self) -> None:
+        """Remove it, whatever name it has by now. May be called twice."""
+        self.close()
+        (self.path if self._published else self.part).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self.fd)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename a file without replacing anything. Raises `TargetExists`, `TargetFailed`."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError as error:
+        raise TargetExists(target=target) from error
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise TargetFailed(target=target, detail=error.strerror) from error
+        # no hard links on this file system: as near to it as plain calls come
+        if os.path.lexists(target):
+            raise TargetExists(target=target) from error
+        with writing(target):
+            source.rename(target)
+    else:
+        source.unlink()
+
+
+def sync_directory(path: Path) -> None:
+    """Make names in a directory durable."""
+    with writing(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns the system's errors into `TargetFailed`."""
+    try:
+        yield
+    except OSError as error:
+        raise TargetFailed(target=target, detail=error.strerror or str(error)) from error
+
+
+def write_at(fd: int, data: Sequence[bytes | memoryview], offset: int) -> None:
+    """All of `data`, one after the other, from `offset` on."""
+    for first in range(0, len(data), _VECTOR):
+        some = data[first : first + _VECTOR]
+        wanted = sum(map(len, some))
+        done = os.pwritev(fd, some, offset)
+        if done < wanted:
+            _write_rest(fd, memoryview(b"".join(some))[done:], offset + done)
+        offset += wanted
+
+
+def _write_rest(fd: int, rest: memoryview, offset: int) -> None:
+    while rest:
+        done = os.pwrite(fd, rest, offset)
+        rest, offset = rest[done:], offset + done
+
+
+def require_space(wanted: Sequence[tuple[Path, int]]) -> None:
+    """Check that directories have room for so many bytes each, those of one file system taken together.
+
+    Raises `NoSpaceForRestore`, `TargetUnusable`.
+    """
+    by_device: dict[int, tuple[Path, int]] = {}
+    for directory, amount in wanted:
+        try:
+            device = directory.stat().st_dev
+        except OSError as error:
+            raise TargetUnusable(target=directory, detail=error.strerror) from error
+        by_device[device] = (directory, by_device.get(device, (directory, 0))[1] + amount)
+    for directory, amount in by_device.values():
+        there = os.statvfs(directory)
+        if (free := there.f_bavail * there.f_frsize) < amount:
+            raise NoSpaceForRestore(target=directory, free=free, wanted=amount)
+
+
+def _reason(error: OSError, path: Path) -> str:
+    if error.errno == errno.ENOENT:
+        return f"there is no directory {path.parent}"
+    return error.strerror or str(error)
