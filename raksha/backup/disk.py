@@ -35,10 +35,11 @@ def store_disk(
         chain = Chain(catalog.readers(catalog.chain(parent_key)))
     key_id = catalog.vault.key_id
     with MapBuilder(geometry, key_id, to.spool_dir) as builder:
-        volume = DiskPipeline(disk, geometry, chain, to).run(builder)
+        moved = DiskPipeline(disk, geometry, chain, to).run(builder)
+        sealed = builder.seal()
         backing = names.relative_image(key, parent_key) if parent_key else None
-        image = write_image_objects(to.store, builder.seal(), to.claim, backing, to.spool_dir)
-        built = builder.finish(image.objects)
+        image = write_image_objects(to.store, sealed, to.claim, backing, to.spool_dir)
+        built = builder.finish(image.objects, image.parts)
         to.store.put_file(names.map_object(key, built.digest), built.file, built.size)
         around = built.size + sum(each.size for each in image.objects if not each.manifest)
         return StoredDisk(
@@ -58,7 +59,9 @@ def store_disk(
                 key_id=key_id,
                 map=MapReference(digest=built.digest, size=built.size),
                 image_size=image.size,
-                volume=Volume(read=volume.read, data=volume.data, sent=volume.sent + around, stored=volume.stored),
+                volume=Volume(
+                    read=moved.read, data=moved.data, sent=moved.sent + around, stored=sum(sealed.stored_sizes())
+                ),
                 engine=capture.engine,
                 taken_at=capture.taken_at,
                 base_image=_base_image(disk),

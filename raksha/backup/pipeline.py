@@ -28,11 +28,10 @@ from raksha.errors import Interrupted
 from raksha.progress import Progress
 from raksha.states import ReadMode, Reason
 from raksha.types import ExtentKind, Geometry
-from raksha.vault.chain import Chain
+from raksha.vault.chain import Chain, ChainPage
 from raksha.vault.dedupe import DedupeIndex
-from raksha.vault.map import DATA, HASH_BYTES, MapBuilder
-from raksha.vault.metadata import Volume
-from raksha.vault.segment import ClusterHasher, Codec, SegmentRow, segment_digest
+from raksha.vault.map import DATA, MapBuilder
+from raksha.vault.segment import HASH_BYTES, ClusterHasher, Codec, SegmentRow, segment_digest
 from raksha.vault.store import Store
 from raksha.virt.capture import DiskCapture, DiskReader
 
@@ -110,6 +109,15 @@ class Stored:
     sent: int
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What a disk took, in bytes: see `raksha.vault.metadata.Volume`."""
+
+    read: int
+    data: int
+    sent: int
+
+
 class DiskPipeline:
     """Stores one captured disk. One use."""
 
@@ -119,17 +127,18 @@ class DiskPipeline:
         self._to = to
         #: compared with, where the extents may hold more than what changed
         self._parent = parent if disk.mode is ReadMode.COMPARE or disk.reason is not None else None
+        self._page: tuple[int, ChainPage | None] | None = None
         self._local = threading.local()
         self._readers: list[DiskReader] = []
         self._zero = bytes(geometry.cluster_size)
         self._failed = threading.Event()
 
-    def run(self, builder: MapBuilder) -> Volume:
+    def run(self, builder: MapBuilder) -> Moved:
         """Fill `builder`. Raises `Interrupted`, `DiskReadFailed`, `VaultError`."""
         runs = ClusterRuns(self._disk.extents(), self._geometry)
         size = self._geometry.cluster_size
         self._to.progress.begin(self._disk.target, runs.data_clusters * size)
-        data = sent = stored = 0
+        data = sent = 0
         try:
             with ThreadPoolExecutor(self._to.workers, thread_name_prefix="raksha-data") as pool:
                 try:
@@ -144,8 +153,7 @@ class DiskPipeline:
             self._to.progress.end()
             for reader in self._readers:
                 reader.close()
-        stored = builder.stored_bytes
-        return Volume(read=runs.data_clusters * size, data=data * size, sent=sent, stored=stored)
+        return Moved(read=runs.data_clusters * size, data=data * size, sent=sent)
 
     # -- this thread ------------------------------------------------------------------------------
 
@@ -179,12 +187,12 @@ class DiskPipeline:
         """Into the map; the number of data clusters."""
         segment = builder.add_segment(result.row) if result.row is not None else 0
         index = 0
-        for cell in result.cells:
-            if cell.hash:
-                builder.add(cell.first, DATA, segment, index, cell.hash)
-                index += 1
+        for first, count, hashes in _stretches(result.cells):
+            if hashes:
+                builder.add_data(first, segment, index, hashes)
+                index += count
             else:
-                builder.add_zeroes(cell.first, cell.count)
+                builder.add_zeros(first, count)
         return index
 
     def _pieces(self, runs: Iterable[ClusterRun]) -> Iterator[Piece]:
@@ -202,14 +210,13 @@ class DiskPipeline:
 
     def _compared(self, runs: list[ClusterRun]) -> Iterator[Piece]:
         """Cut further at pages of the parent's map; zeroes over nothing are dropped without touching them."""
-        assert self._parent is not None
         per_page = self._geometry.page_clusters
         for run in runs:
             first = run.first
             while first < run.end:
                 number = first // per_page
                 end = min(run.end, (number + 1) * per_page)
-                page = self._parent.page(number)
+                page = self._parent_page(number)
                 if page is not None:
                     at, to = first - number * per_page, end - number * per_page
                     kinds = bytes(page.kinds[at:to])
@@ -219,6 +226,13 @@ class DiskPipeline:
                     nothing = Expected(first, bytes(end - first), bytes((end - first) * HASH_BYTES))
                     yield Piece([ClusterRun(first, end - first, run.kind)], nothing)
                 first = end
+
+    def _parent_page(self, number: int) -> ChainPage | None:
+        """Pieces come in guest order: the last page is asked for again and again."""
+        assert self._parent is not None
+        if self._page is None or self._page[0] != number:
+            self._page = number, self._parent.page(number)
+        return self._page[1]
 
     def _check(self) -> None:
         if self._to.cancel.is_set():
@@ -294,6 +308,21 @@ class DiskPipeline:
         if codec is None:
             codec = self._local.codec = Codec(self._to.compression_level)
         return codec
+
+
+def _stretches(cells: Iterable[Cell]) -> Iterator[tuple[int, int, bytes]]:
+    """Neighbouring cells of one kind together: first cluster, number of clusters, their hashes (none for zeroes)."""
+    first = count = 0
+    hashes: list[bytes] = []
+    for cell in cells:
+        if count and (cell.first != first + count or bool(cell.hash) != bool(hashes)):
+            yield first, count, b"".join(hashes)
+            count, hashes = 0, []
+        first = first if count else cell.first
+        count += cell.count
+        hashes += [cell.hash] if cell.hash else []
+    if count:
+        yield first, count, b"".join(hashes)
 
 
 def _zeroes(run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:

@@ -77,9 +77,7 @@ def _needed(catalog: Catalog, run: RunDocument) -> Iterator[str]:
         yield names.metadata(key)
         yield names.image(key)
         yield names.map_object(key, metadata.map.digest)
-        reader = catalog.reader(metadata)
-        yield from (part.name for part in reader.objects)
-        yield from (reader.segment(number).name for number in range(reader.segment_count))
+        yield from catalog.reader(metadata).object_names()
 
 
 def _garbage(catalog: Catalog, alive: sqlite3.Connection) -> Iterator[str]:

@@ -49,8 +49,8 @@ class DedupeIndex:
                 return
             self._pinned.add(name)
             self._db.execute("BEGIN")
-            for number in range(reader.segment_count):
-                self._add(reader.segment(number))
+            for row in reader.segments():
+                self._add(row)
             self._db.execute("COMMIT")
 
     def stored_once(self, digest: bytes, store: Callable[[], SegmentRow]) -> tuple[SegmentRow, bool]:

@@ -70,10 +70,11 @@ def consolidate_disk(catalog: Catalog, metadata: BackupMetadata, spool_dir: Path
     chain = Chain(catalog.readers(catalog.chain(key)))
     with MapBuilder(metadata.geometry, metadata.key_id, spool_dir) as builder:
         consolidate(chain, builder)
-        image = write_image_objects(store, builder.seal(), claim, None, spool_dir)
-        built = builder.finish(image.objects)
+        sealed = builder.seal()
+        image = write_image_objects(store, sealed, claim, None, spool_dir)
+        built = builder.finish(image.objects, image.parts)
         store.put_file(names.map_object(key, built.digest), built.file, built.size)
-        stored = builder.stored_bytes
+        stored = sum(sealed.stored_sizes())
     full = msgspec.structs.replace(
         metadata,
         kind=BackupKind.FULL,
