@@ -202,6 +202,12 @@ class ParentMissing(Damaged):
     hint = "Restore an older point, or bring the parent's objects back."
 
 
+class ChainIncompatible(Refused):
+    code = "chain_incompatible"
+    message = "The maps below {name} cannot be laid over each other: {detail}."
+    hint = "Restore an older point of the chain; the next full backup starts a new one."
+
+
 class MetadataInvalid(Damaged):
     code = "metadata_invalid"
     message = "{name} does not hold what the format says: {detail}."
