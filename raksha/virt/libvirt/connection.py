@@ -1,0 +1,254 @@
+"""A thin layer over libvirt: typed errors, an event loop, and the few calls that Raksha makes on a domain.
+
+Every method is one libvirt call (or a loop of one) and raises `LibvirtFailed` with libvirt's own message.
+The event loop is one daemon thread of the process; events are a convenience, whoever waits for one polls as well.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import libvirt
+
+from raksha.errors import HypervisorUnavailable, LibvirtFailed, VmNotFound
+
+_Result = TypeVar("_Result")
+
+#: seconds between looks at a block job while no event arrives
+_POLL = 1.0
+
+#: seconds between, and number of, signs of life asked of libvirtd before a call is given up
+_KEEPALIVE = (5, 6)
+
+SNAPSHOT_FLAGS = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+)
+
+JOB_COMPLETED = libvirt.VIR_DOMAIN_BLOCK_JOB_COMPLETED
+JOB_FAILED = libvirt.VIR_DOMAIN_BLOCK_JOB_FAILED
+JOB_CANCELED = libvirt.VIR_DOMAIN_BLOCK_JOB_CANCELED
+JOB_READY = libvirt.VIR_DOMAIN_BLOCK_JOB_READY
+
+
+@lru_cache(maxsize=1)
+def _start_event_loop() -> None:
+    """Must run before the first connection is opened."""
+    # libvirt prints every error to stderr unless it has a handler; ours are raised.
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+
+    def loop() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=loop, name="libvirt-events", daemon=True).start()
+
+
+class Guest:
+    """One domain."""
+
+    def __init__(self, domain: libvirt.virDomain) -> None:
+        self._domain = domain
+        self.uuid: str = domain.UUIDString()
+        self.name: str = domain.name()
+
+    def _call(self, action: str, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        try:
+            return function(*arguments)
+        except libvirt.libvirtError as error:
+            raise LibvirtFailed(action=action, vm=self.name, detail=error.get_error_message()) from error
+
+    # -- what it is ---------------------------------------------------------------------------------
+
+    def live_xml(self) -> str:
+        return str(self._call("describe", self._domain.XMLDesc, 0))
+
+    def inactive_xml(self, *, secrets: bool = False) -> str:
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | (libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0)
+        return str(self._call("describe", self._domain.XMLDesc, flags))
+
+    def is_active(self) -> bool:
+        return bool(self._call("look up", self._domain.isActive))
+
+    def is_persistent(self) -> bool:
+        return bool(self._call("look up", self._domain.isPersistent))
+
+    def power(self) -> str:
+        """`running`, `paused` (QEMU is there, the guest stands still) or `shut off`."""
+        state, _ = self._call("look up", self._domain.state)
+        if not self.is_active():
+            return "shut off"
+        standing = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_CRASHED, libvirt.VIR_DOMAIN_PMSUSPENDED)
+        return "paused" if state in standing else "running"
+
+    def has_saved_state(self) -> bool:
+        return bool(self._call("look up", self._domain.hasManagedSaveImage))
+
+    def domain_job(self) -> bool:
+        """Whether a migration, save, dump or backup is under way."""
+        return bool(self._call("look up jobs", self._domain.jobInfo)[0] != libvirt.VIR_DOMAIN_JOB_NONE)
+
+    def capacity(self, disk: str) -> int:
+        """Bytes that the guest sees; `disk` is a target or `target[index]`."""
+        return int(self._call(f"measure disk {disk}", self._domain.blockInfo, disk)[0])
+
+    # -- chains -------------------------------------------------------------------------------------
+
+    def snapshot(self, xml: str) -> None:
+        """All disks of `xml` at one instant, or none."""
+        self._call("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
+
+    def commit(self, disk: str, base: str, top: str | None, *, relative: bool = False) -> None:
+        """Start merging the layers above `base` up to `top` into `base`; None is the active layer."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
+        flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
+        self._call(f"commit disk {disk}", self._domain.blockCommit, disk, base, top, 0, flags)
+
+    def pivot(self, disk: str) -> None:
+        flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        self._call(f"pivot disk {disk}", self._domain.blockJobAbort, disk, flags)
+
+    def abort_job(self, disk: str) -> None:
+        """Give a block job up. Returns when it is gone; chain and layers stay."""
+        self._call(f"abort the job of disk {disk}", self._domain.blockJobAbort, disk, 0)
+
+    def block_job(self, disk: str) -> dict[str, int] | None:
+        """`cur` and `end` of the disk's job, or None."""
+        return self._call(f"look up jobs of disk {disk}", self._domain.blockJobInfo, disk, 0) or None
+
+    @contextmanager
+    def job_events(self, disk: str) -> Iterator[JobEvents]:
+        """Enter before the job is started, so that no event is missed."""
+        events: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+        def arrived(_connection: Any, _domain: Any, target: str, _kind: int, status: int, _opaque: Any) -> None:
+            if target == disk:
+                events.put(status)
+
+        connection = self._domain.connect()
+        handle = self._call(
+            "watch",
+            connection.domainEventRegisterAny,
+            self._domain,
+            libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+            arrived,
+            None,
+        )
+        try:
+            yield JobEvents(self, disk, events)
+        finally:
+            self._call("stop watching", connection.domainEventDeregisterAny, handle)
+
+    # -- guest agent --------------------------------------------------------------------------------
+
+    def agent_timeout(self, seconds: int | None) -> None:
+        """How long libvirt waits for an answer of the guest agent; None: its default."""
+        value = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_DEFAULT if seconds is None else seconds
+        self._call("set the agent's timeout", self._domain.agentSetResponseTimeout, value, 0)
+
+    def fs_freeze(self) -> int:
+        """Number of file systems frozen."""
+        return int(self._call("freeze file systems", self._domain.fsFreeze))
+
+    def fs_thaw(self) -> int:
+        return int(self._call("thaw file systems", self._domain.fsThaw))
+
+    # -- life ---------------------------------------------------------------------------------------
+
+    def start(self, *, paused: bool = False) -> None:
+        self._call("start", self._domain.createWithFlags, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def undefine(self) -> None:
+        """Forget the definition, and the NVRAM file that belongs to it alone."""
+        self._call("undefine", self._domain.undefineFlags, libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+
+
+class JobEvents:
+    """Waits for a block job of one disk."""
+
+    def __init__(self, guest: Guest, disk: str, events: queue.SimpleQueue[int]) -> None:
+        self._guest = guest
+        self._disk = disk
+        self._events = events
+
+    def wait(self, timeout: float, *, ready: bool = False) -> int | None:
+        """The status that the job came to, or None after `timeout` seconds.
+
+        With `ready`, READY ends the wait as well. Without an event (a daemon that was restarted loses them) a job
+        that is no longer there counts as COMPLETED: whoever asked looks at the chain anyway.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                status = self._events.get(timeout=min(_POLL, left))
+            except queue.Empty:
+                job = self._guest.block_job(self._disk)
+                if job is None:
+                    return int(JOB_COMPLETED)
+                if ready and job["cur"] == job["end"] and job["end"] > 0:
+                    return int(JOB_READY)
+                continue
+            if status != JOB_READY or ready:
+                return status
+        return None
+
+
+class Connection:
+    """A connection to one hypervisor. Raises `HypervisorUnavailable`."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        _start_event_loop()
+        try:
+            self._connection = libvirt.open(uri)
+            self._connection.setKeepAlive(*_KEEPALIVE)
+        except libvirt.libvirtError as error:
+            raise HypervisorUnavailable(uri=uri, detail=error.get_error_message()) from error
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def guest(self, vm: str) -> Guest:
+        """The domain with this UUID or name (a UUID wins). Raises `VmNotFound`."""
+        for lookup in (self._connection.lookupByUUIDString, self._connection.lookupByName):
+            try:
+                return Guest(lookup(vm))
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (
+                    libvirt.VIR_ERR_NO_DOMAIN,
+                    libvirt.VIR_ERR_INVALID_ARG,
+                ):
+                    raise HypervisorUnavailable(uri=self.uri, detail=error.get_error_message()) from error
+        raise VmNotFound(vm=vm, uri=self.uri)
+
+    def guests(self) -> list[Guest]:
+        """All domains, running or not, by name."""
+        try:
+            domains = self._connection.listAllDomains(0)
+        except libvirt.libvirtError as error:
+            raise HypervisorUnavailable(uri=self.uri, detail=error.get_error_message()) from error
+        return sorted((Guest(domain) for domain in domains), key=lambda guest: guest.name)
+
+    def define(self, xml: str, name: str) -> Guest:
+        """Make or replace a persistent definition, validated against libvirt's schema."""
+        try:
+            return Guest(self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+        except libvirt.libvirtError as error:
+            raise LibvirtFailed(action="define", vm=name, detail=error.get_error_message()) from error

@@ -1,0 +1,77 @@
+"""The only caller of qemu-img: argument lists, stated formats, limits on time and memory.
+
+Nothing here probes a format or opens a file that a header names, except `chain`, which is asked of chains whose
+every layer has already been checked.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+from raksha.errors import ImageToolFailed
+
+#: seconds for calls that only touch headers
+_QUICK = 60
+#: bytes of address space; a header that asks for more is no image of ours
+_MEMORY = 2 * 1024**3
+#: seconds of processor time for the quick calls
+_CPU = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLink:
+    """One image of a chain, as qemu-img sees it."""
+
+    path: str
+    format: str
+    #: as written in the header
+    backing: str | None
+    backing_format: str | None
+
+
+def _run(arguments: list[str], *, timeout: float | None, cpu: int | None) -> str:
+    limits = [f"--as={_MEMORY}", *([f"--cpu={cpu}"] if cpu else [])]
+    name = f"qemu-img {arguments[0]}"
+    try:
+        done = subprocess.run(
+            ["prlimit", *limits, "qemu-img", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ImageToolFailed(command=name, detail=f"no end after {timeout:g} s") from error
+    if done.returncode:
+        raise ImageToolFailed(command=name, detail=done.stderr.strip() or f"exit {done.returncode}")
+    return done.stdout
+
+
+def create_overlay(path: str, size: int, backing: str, backing_format: str) -> None:
+    """Make the (existing, empty) file at `path` a qcow2 overlay of `size` bytes. The backing file is not opened."""
+    arguments = ["create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1,cluster_size=65536"]
+    _run([*arguments, "-b", backing, "-F", backing_format, path, str(size)], timeout=_QUICK, cpu=_CPU)
+
+
+def chain(path: str) -> list[ChainLink]:
+    """The chain from the qcow2 image at `path` downwards, while it may be in use."""
+    output = _run(["info", "-U", "--backing-chain", "--output=json", "-f", "qcow2", path], timeout=_QUICK, cpu=_CPU)
+    return [_link(image) for image in json.loads(output)]
+
+
+def _link(image: dict[str, Any]) -> ChainLink:
+    return ChainLink(
+        image["filename"], image["format"], image.get("backing-filename"), image.get("backing-filename-format")
+    )
+
+
+def commit(path: str, base: str, timeout: float) -> None:
+    """Write what the layers above `base` up to `path` hold into `base`, under QEMU's locks. The layers stay.
+
+    For a VM that is shut off. Fails if any process has a layer open.
+    """
+    _run(["commit", "-q", "-d", "-f", "qcow2", "-b", base, path], timeout=timeout, cpu=None)
+
+
+def check(path: str) -> None:
+    """Raises `ImageToolFailed` if the qcow2 image is inconsistent (leaked clusters count as that)."""
+    _run(["check", "-q", "-f", "qcow2", path], timeout=None, cpu=None)

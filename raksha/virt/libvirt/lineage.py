@@ -1,0 +1,96 @@
+"""Which layers of a disk's chain are ours, and what they can tell about changes since an earlier run.
+
+Pure decisions over what was observed (the chain) and what the journal knows (our layers).
+
+The rule behind all of it: a layer of ours was made by the snapshot of its run, so it and the layers above it hold
+every write since that snapshot (and since the runs that were read from the VM while it was shut off on this layer).
+An increment on parent P is right only over the layers from one that counts from P up to the top. A superset is right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from raksha.errors import ForeignChain, LayerUnknown
+from raksha.journal import OwnLayer
+from raksha.states import ReadMode, Reason
+from raksha.virt.capture import Parent
+from raksha.virt.libvirt.domain_xml import Layer
+
+#: names that only Raksha gives, see `overlay_file.overlay_path`
+OUR_NAME = re.compile(r"\.raksha-[0-9a-z]{1,8}-[0-9a-z]{1,8}-[^/]+\.qcow2$")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A disk's chain, told apart."""
+
+    #: ours, from the active layer downwards
+    own: tuple[OwnLayer, ...]
+    #: the VM's own, from its own file downwards
+    below: tuple[Layer, ...]
+    #: ours, but in no chain: the VM was started below them
+    orphans: tuple[OwnLayer, ...]
+
+    @property
+    def base(self) -> Layer:
+        """The VM's own file."""
+        return self.below[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a disk has to be read."""
+
+    mode: ReadMode
+    reason: Reason | None
+    #: for a delta: number of layers, from the frozen one downwards, that hold the changes
+    depth: int = 0
+
+
+def tell_apart(
+    vm: str, target: str, chain: Sequence[Layer], known: Sequence[OwnLayer], same: Callable[[str, str], bool]
+) -> Lineage:
+    """Raises `ForeignChain` where a layer that is not ours stands on one that is, `LayerUnknown` for one that looks
+    like ours but is not in the journal."""
+    found = [next((own for own in known if same(own.file.path, layer.path)), None) for layer in chain]
+    own = [ours for ours in takewhile(lambda ours: ours is not None, found) if ours is not None]
+    below = tuple(chain[len(own) :])
+    for layer, ours in zip(below, found[len(own) :], strict=True):
+        if ours is not None:
+            raise ForeignChain(vm=vm, disk=target, path=chain[0].path)
+        if OUR_NAME.search(layer.path):
+            raise LayerUnknown(vm=vm, disk=target, path=layer.path)
+    paths = {ours.file.path for ours in own}
+    return Lineage(tuple(own), below, tuple(ours for ours in known if ours.file.path not in paths))
+
+
+def decide(
+    frozen: Sequence[OwnLayer],
+    parent: Parent | None,
+    size: int,
+    *,
+    full_reason: Reason,
+    no_tracker: Reason,
+    replaced: bool,
+) -> Decision:
+    """How to read a disk whose frozen layers of ours are `frozen`, newest first.
+
+    `replaced`: the VM's own file is not the one that our layers were made on. `no_tracker`: the reason to give when
+    no layer of ours can tell anything.
+    """
+    if parent is None:
+        return Decision(ReadMode.FULL, full_reason)
+    if replaced:
+        return Decision(ReadMode.FULL, Reason.DISK_REPLACED)
+    if parent.size != size:
+        return Decision(ReadMode.FULL, Reason.DISK_RESIZED)
+    if not frozen:
+        return Decision(ReadMode.COMPARE, no_tracker)
+    for depth, layer in enumerate(frozen, 1):
+        if parent.backupjobrun in layer.counts_from:
+            return Decision(ReadMode.DELTA, Reason.UNION_OF_LAYERS if depth > 1 else None, depth)
+    return Decision(ReadMode.COMPARE, Reason.TRACKER_OTHER_RUN)

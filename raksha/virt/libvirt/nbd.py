@@ -1,0 +1,250 @@
+"""Reading a frozen layer: one `qemu-nbd` per disk, and libnbd on top of it.
+
+The server gets the whole chain spelt out, driver by driver, so that it probes nothing and opens nothing that a header
+names. It is read-only, listens on a socket in a directory of its own (0700), and dies with this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import nbd
+
+from raksha.errors import CaptureFailed, DiskReadFailed
+from raksha.types import Extent, ExtentKind
+from raksha.virt.libvirt.domain_xml import Layer
+
+_ALLOCATION = "base:allocation"
+_DEPTH = "qemu:allocation-depth"
+
+#: bytes asked about at once; the answer is at most some 1 MiB, whatever the size of the disk
+_STATUS_STEP = 1024**3
+#: bytes; NBD servers take no larger read
+_READ_STEP = 32 * 1024**2
+#: seconds a server may take to open its chain
+_START = 30.0
+
+# A child's "die with your parent" follows the thread that started it, so that thread must never end before us.
+_spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raksha-spawn")
+
+
+def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that is killed when this process ends, however that comes about."""
+    full = ["setpriv", "--pdeathsig", "KILL", *command]
+    return _spawner.submit(lambda: subprocess.Popen(full, **options)).result()
+
+
+def node(chain: Sequence[Layer], *, share: bool) -> dict[str, Any]:
+    """The chain as QEMU's block layer wants it, top first. `share`: take no locks (for a VM that is shut off)."""
+    description: dict[str, Any] | None = None
+    for layer in reversed(chain):
+        driver = "host_device" if layer.kind == "block" else "file"
+        upper: dict[str, Any] = {
+            "driver": layer.format,
+            "read-only": True,
+            "file": {"driver": driver, "filename": layer.path},
+        }
+        if layer.format != "raw":
+            upper["backing"] = description
+        description = upper
+    if description is None:
+        raise ValueError("a chain has at least one layer")
+    if share:
+        description["force-share"] = True
+    return description
+
+
+class Server:
+    """`qemu-nbd` over one chain. Raises `CaptureFailed` when it cannot open it."""
+
+    def __init__(self, vm: str, target: str, chain: Sequence[Layer], *, share: bool, connections: int) -> None:
+        self.vm = vm
+        self.target = target
+        self._directory = Path(tempfile.mkdtemp(prefix=f"raksha-{os.getpid()}-", dir=_run_dir()))
+        self.socket = self._directory / "nbd"
+        command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
+        command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(node(chain, share=share))]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the server
+        self._process = spawn(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors)
+        self._closing = threading.Lock()
+        try:
+            #: bytes, as the guest saw the disk
+            self.size = self._first_answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def _first_answer(self) -> int:
+        deadline = time.monotonic() + _START
+        while not self.socket.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise self._failed("no answer from qemu-nbd")
+            time.sleep(0.005)
+        # The socket is there before the chain is open: only an answer proves that.
+        handle = self.connect()
+        size = int(handle.get_size())
+        _hang_up(handle)
+        return size
+
+    def connect(self, *, contexts: bool = False) -> nbd.NBD:
+        """A connection; with `contexts` it can tell allocation. Raises `CaptureFailed`."""
+        handle = nbd.NBD()
+        try:
+            if contexts:
+                handle.add_meta_context(_ALLOCATION)
+                handle.add_meta_context(_DEPTH)
+            handle.connect_unix(str(self.socket))
+        except nbd.Error as error:
+            raise self._failed(error.string) from error
+        return handle
+
+    def _failed(self, detail: str) -> CaptureFailed:
+        self._errors.seek(0)
+        said = self._errors.read(2000).decode("utf-8", "replace").strip()
+        return CaptureFailed(vm=self.vm, detail=f"disk {self.target} cannot be opened: {said or detail}")
+
+    def close(self) -> None:
+        with self._closing:
+            if self._process.poll() is None:
+                self._process.kill()
+            self._process.wait()
+            self._errors.close()
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _run_dir() -> str:
+    """A short path: a socket's name has 107 bytes at most."""
+    wanted = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else "/run"
+    return wanted if wanted and len(wanted) < 60 and os.access(wanted, os.W_OK) else "/tmp"  # noqa: S108
+
+
+def sweep() -> None:
+    """Remove the socket directories of processes that were killed."""
+    for directory in Path(_run_dir()).glob("raksha-[0-9]*-*"):
+        if not Path("/proc", directory.name.split("-")[1]).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+class Reader:
+    """A `DiskReader` for one thread."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._handle: nbd.NBD | None = server.connect()
+
+    def pread(self, offset: int, length: int) -> bytes:
+        if self._handle is None:
+            raise ValueError("reader is closed")
+        try:
+            if length <= _READ_STEP:
+                return bytes(self._handle.pread(length, offset))
+            steps = range(offset, offset + length, _READ_STEP)
+            return b"".join(self._handle.pread(min(_READ_STEP, offset + length - at), at) for at in steps)
+        except nbd.Error as error:
+            raise _read_failed(self._server, offset, error) from error
+
+    def close(self) -> None:
+        if self._handle is not None:
+            _hang_up(self._handle)
+            self._handle = None
+
+
+def _hang_up(handle: nbd.NBD) -> None:
+    # A server that has died needs no good-bye; the handle itself ends with its last reference.
+    with suppress(nbd.Error):
+        handle.shutdown()
+
+
+def _read_failed(server: Server, offset: int, error: nbd.Error) -> DiskReadFailed:
+    return DiskReadFailed(disk=server.target, vm=server.vm, offset=offset, detail=error.string)
+
+
+def extents(server: Server, depth: int | None) -> Iterator[Extent]:
+    """What a full (`depth` None) or a delta over the upper `depth` layers consists of. Raises `DiskReadFailed`.
+
+    A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
+    zeroed must not come back from the parent.
+    """
+    handle = server.connect(contexts=True)
+    try:
+        pending: Extent | None = None
+        for start, end, flags, level in _statuses(server, handle, server.size):
+            kind = _kind(flags, level, depth)
+            if pending is not None and kind == pending.kind and pending.end == start:
+                pending = Extent(pending.start, end - pending.start, pending.kind)
+                continue
+            if pending is not None:
+                yield pending
+            pending = Extent(start, end - start, kind) if kind is not None else None
+        if pending is not None:
+            yield pending
+    finally:
+        _hang_up(handle)
+
+
+def _kind(flags: int, level: int, depth: int | None) -> ExtentKind | None:
+    zero = bool(flags & nbd.STATE_ZERO)
+    if depth is None:
+        return None if zero else ExtentKind.DATA
+    if not 1 <= level <= depth:
+        return None
+    return ExtentKind.ZERO if zero else ExtentKind.DATA
+
+
+def _statuses(server: Server, handle: nbd.NBD, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Start, end, allocation flags and depth, from 0 to `size` without a gap."""
+    at = 0
+    while at < size:
+        answers = _ask(server, handle, at, min(_STATUS_STEP, size - at))
+        if set(answers) != {_ALLOCATION, _DEPTH}:
+            raise CaptureFailed(vm=server.vm, detail=f"qemu-nbd does not tell the allocation of disk {server.target}")
+        for start, end, flags, level in _aligned(at, answers[_ALLOCATION], answers[_DEPTH]):
+            if start >= size:
+                return
+            yield start, min(end, size), flags, level
+            at = min(end, size)
+
+
+def _ask(server: Server, handle: nbd.NBD, offset: int, length: int) -> dict[str, list[int]]:
+    """Pairs of length and status by context; each may cover less, or a little more, than was asked."""
+    answers: dict[str, list[int]] = {}
+
+    def note(context: str, _offset: int, entries: list[int], _error: Any) -> int:
+        answers.setdefault(context, entries)
+        return 0
+
+    try:
+        handle.block_status(length, offset, note)
+    except nbd.Error as error:
+        raise _read_failed(server, offset, error) from error
+    return answers
+
+
+def _aligned(at: int, allocation: list[int], depths: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """The two answers cut at each other's borders, as far as both reach."""
+    first = zip(allocation[::2], allocation[1::2], strict=True)
+    second = zip(depths[::2], depths[1::2], strict=True)
+    left, flags = next(first)
+    right, level = next(second)
+    while True:
+        step = min(left, right)
+        yield at, at + step, flags, level
+        at, left, right = at + step, left - step, right - step
+        try:
+            if left == 0:
+                left, flags = next(first)
+            if right == 0:
+                right, level = next(second)
+        except StopIteration:
+            return

@@ -1,0 +1,165 @@
+"""Our overlay files: where they are made, how they are marked, and when one may be deleted.
+
+An overlay is created with O_EXCL and mode 0600, owned like the layer it grows on, and carries the run's id in the
+extended attribute `user.raksha` where the file system has those. It is deleted only after nothing names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from raksha.config import Settings
+from raksha.errors import NoSpaceForOverlay, OverlayExists
+from raksha.journal import FileId
+from raksha.virt.libvirt import image
+from raksha.virt.libvirt.chain import relative_name
+from raksha.virt.libvirt.domain_xml import Layer
+
+XATTR = "user.raksha"
+
+#: bytes of a file's name that are kept, so that ours stays below the usual limit of 255
+_STEM = 150
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayPlan:
+    """An overlay that is to be made for one disk."""
+
+    target: str
+    path: str
+    #: the layer that it will stand on
+    backing: Layer
+    #: bytes, as the guest sees the disk
+    size: int
+
+
+def overlay_path(base: Layer, *, run: str, vm: str, target: str, settings: Settings) -> str:
+    """Beside the VM's own file, or in the configured directory; block devices have no beside."""
+    if settings.overlay_dir is not None:
+        directory = settings.overlay_dir
+    elif base.kind == "block":
+        directory = settings.state_dir / "overlays"
+    else:
+        directory = Path(base.path).parent
+    stem = os.fsdecode(os.fsencode(Path(base.path).stem)[:_STEM])
+    return str(directory / f"{stem}.raksha-{_short(run)}-{_short(vm)}-{_plain(target)}.qcow2")
+
+
+def _short(identifier: str) -> str:
+    return _plain(identifier.lower())[:8] or "0"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", text)
+
+
+def check_space(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> None:
+    """Whether each file system has room for all overlays that are to grow there. Raises `NoSpaceForOverlay`."""
+    wanted: dict[int, int] = {}
+    for plan in plans:
+        directory = Path(plan.path).parent
+        place = directory if directory.exists() else directory.parent
+        device = place.stat().st_dev
+        share = int(plan.size * settings.overlay_reserve)
+        wanted[device] = wanted.get(device, 0) + max(
+            settings.overlay_reserve_min, min(share, settings.overlay_reserve_max)
+        )
+        room = os.statvfs(place)
+        free = room.f_bavail * room.f_frsize
+        if free < wanted[device]:
+            raise NoSpaceForOverlay(vm=vm, disk=plan.target, path=directory, free=free, wanted=wanted[device])
+
+
+def reserve(plan: OverlayPlan, run: str) -> FileId:
+    """Create the empty file, ours alone. Raises `OverlayExists`, or `OSError`."""
+    Path(plan.path).parent.mkdir(mode=0o711, exist_ok=True)
+    try:
+        descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise OverlayExists(path=plan.path) from error
+    try:
+        _mark(descriptor, plan, run)
+        status = os.fstat(descriptor)
+    except BaseException:
+        Path(plan.path).unlink()
+        raise
+    finally:
+        os.close(descriptor)
+    return FileId(plan.path, status.st_dev, status.st_ino)
+
+
+def _mark(descriptor: int, plan: OverlayPlan, run: str) -> None:
+    try:
+        os.setxattr(descriptor, XATTR, run.encode())
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):
+            raise
+    # QEMU may run as another user than we do; whoever can write the layer below must be able to write this one.
+    below = Path(plan.backing.path).stat()
+    if os.geteuid() == 0 and stat.S_ISREG(below.st_mode):
+        os.fchown(descriptor, below.st_uid, below.st_gid)
+
+
+def fill(plan: OverlayPlan) -> None:
+    """Make the reserved file an overlay, on disk. Raises `ImageToolFailed`, `OSError`."""
+    backing = relative_name(plan.path, plan.backing.path) or plan.backing.path
+    image.create_overlay(plan.path, plan.size, backing, plan.backing.format)
+    for path in (plan.path, Path(plan.path).parent):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def is_the_one(file: FileId, run: str) -> bool:
+    """Whether what lies at the path is the file that we made: the same inode, or marked with the run."""
+    try:
+        status = Path(file.path).lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        return status.st_ino == file.inode or os.getxattr(file.path, XATTR) == run.encode()
+    except OSError:
+        return False
+
+
+def users(file: FileId) -> list[int]:
+    """Processes that have the file open, as far as this user may see them."""
+    found = []
+    for descriptors in Path("/proc").glob("[0-9]*/fd"):
+        # Processes end while we look, and those of other users do not let us look.
+        with suppress(OSError):
+            if any(_is_open(each, file) for each in descriptors.iterdir()):
+                found.append(int(descriptors.parent.name))
+    return found
+
+
+def _is_open(descriptor: Path, file: FileId) -> bool:
+    try:
+        status = descriptor.stat()
+    except OSError:
+        return False
+    return status.st_ino == file.inode and status.st_dev == file.device
+
+
+def remove(file: FileId, run: str) -> str | None:
+    """Delete an overlay of ours that is in no chain. Returns why it was left alone, or None when it is gone."""
+    try:
+        status = Path(file.path).lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"{file.path} was left alone: {error.strerror}"
+    if not is_the_one(file, run):
+        return f"{file.path} was left alone: it is not the file that Raksha made"
+    if pids := users(FileId(file.path, status.st_dev, status.st_ino)):
+        return f"{file.path} was left alone: process {pids[0]} has it open"
+    Path(file.path).unlink()
+    return None

@@ -1,0 +1,153 @@
+"""Looks at one VM and says, per disk, what can be captured and on what chain; refuses what cannot. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raksha.errors import DiskNotFound, DiskUnsupported, VmBusy, VmUnsupported, VmWithoutDisks
+from raksha.journal import Journal
+from raksha.virt.libvirt.chain import ChainBroken, follow, header, same_file
+from raksha.virt.libvirt.connection import Guest
+from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
+from raksha.virt.libvirt.lineage import Lineage, tell_apart
+
+_FORMATS = ("raw", "qcow2")
+
+
+@dataclass(frozen=True, slots=True)
+class SurveyedDisk:
+    disk: Disk
+    #: active layer first, down to the bottom
+    chain: tuple[Layer, ...]
+    lineage: Lineage
+
+    @property
+    def target(self) -> str:
+        return self.disk.target
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """A VM as it stands."""
+
+    uuid: str
+    name: str
+    #: running, paused or shut off
+    power: str
+    live: Domain | None
+    inactive: Domain
+    #: those to capture
+    disks: tuple[SurveyedDisk, ...]
+    #: targets of all others, which a snapshot must leave alone
+    left_out: tuple[str, ...]
+
+    @property
+    def active(self) -> bool:
+        return self.live is not None
+
+    def disk(self, target: str) -> SurveyedDisk:
+        return next(disk for disk in self.disks if disk.target == target)
+
+
+def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()) -> Survey:
+    """Raises `Refused` errors; then nothing was changed."""
+    _check_vm(guest)
+    inactive = parse_domain(guest.inactive_xml())
+    power = guest.power()
+    live = parse_domain(guest.live_xml()) if power != "shut off" else None
+    shown = live or inactive
+    known = [disk.target for disk in shown.disks]
+    if unknown := sorted(exclude.difference(known)):
+        raise DiskNotFound(vm=guest.name, disk=unknown[0], known=", ".join(known))
+    wanted = [disk for disk in shown.disks if disk.target not in exclude and is_candidate(disk)]
+    if not wanted:
+        raise VmWithoutDisks(vm=guest.name)
+    disks = tuple(_disk(guest, journal, disk, live, inactive) for disk in wanted)
+    targets = {disk.target for disk in disks}
+    left_out = tuple(target for target in known if target not in targets)
+    return Survey(guest.uuid, guest.name, power, live, inactive, disks, left_out)
+
+
+def is_candidate(disk: Disk) -> bool:
+    """Whether it is a disk that a guest can write to, with a medium."""
+    return disk.device in ("disk", "lun") and not disk.readonly and bool(disk.layers)
+
+
+def _check_vm(guest: Guest) -> None:
+    if not guest.is_persistent():
+        raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and our overlays, when it ends")
+    if guest.has_saved_state():
+        raise VmUnsupported(
+            vm=guest.name, detail="it has a saved state (managedsave), which belongs to its disks as they are; start it"
+        )
+    if guest.is_active() and guest.domain_job():
+        raise VmBusy(vm=guest.name, detail="a migration, save or backup of it is under way")
+
+
+def obstacle(disk: Disk) -> str | None:
+    """Why the definition of a disk forbids to protect it, or None."""
+    checks = (
+        (disk.device == "lun", "it passes a SCSI LUN through"),
+        (disk.shareable, "it is shareable: another VM may write past the overlay"),
+        (disk.transient, "it is transient"),
+        (disk.encrypted, "it is encrypted: an overlay would hold its data in clear"),
+        (disk.sliced, "its data is only a part of its file, or lies in another one"),
+    )
+    for hit, text in checks:
+        if hit:
+            return text
+    for layer in disk.layers:
+        if layer.kind not in ("file", "block"):
+            return f"{layer.path} is of type {layer.kind}; only files and block devices can be"
+        if layer.format not in _FORMATS:
+            return f"{layer.path} has the format {layer.format or 'unknown'}; only raw and qcow2 can be"
+    return None
+
+
+def _disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> SurveyedDisk:
+    if problem := obstacle(disk):
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
+    try:
+        if live is None:
+            chain = follow(disk.layers)
+        else:
+            chain = disk.layers
+            _check_live(guest, disk, inactive.disk(disk.target))
+        known = journal.layers(guest.uuid, disk.target)
+        lineage = tell_apart(guest.name, disk.target, chain, known, same_file)
+        _check_headers(guest, disk, chain, ours=len(lineage.own))
+    except ChainBroken as error:
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=error) from error
+    return SurveyedDisk(disk, chain, lineage)
+
+
+def _check_live(guest: Guest, disk: Disk, inactive: Disk | None) -> None:
+    if disk.mirrored or guest.block_job(disk.target) is not None:
+        raise VmBusy(vm=guest.name, detail=f"a block job of disk {disk.target} is under way")
+    if inactive is None or not inactive.layers:
+        detail = "it is attached to the running VM only; its definition does not have it"
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+    if inactive.top.path != disk.top.path:
+        # libvirt moves the definition to an overlay only where both spell the source alike. Else the next cold
+        # boot starts below the overlay and loses data.
+        detail = f"the running VM has {disk.top.path}, its definition {inactive.top.path}; make them the same"
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+
+
+def _check_headers(guest: Guest, disk: Disk, chain: tuple[Layer, ...], ours: int) -> None:
+    for number, layer in enumerate(chain):
+        if layer.format not in _FORMATS or layer.kind not in ("file", "block"):
+            detail = f"{layer.path} ({layer.kind}, {layer.format}) lies below it"
+            raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+        head = header(layer)
+        if head is None:
+            continue
+        checks = (
+            (head.encrypted, "is encrypted"),
+            (head.data_file, "has its data in another file"),
+            (head.corrupt, "is marked as corrupt by QEMU"),
+            (number < ours and head.snapshots > 0, "holds an internal snapshot, which a merge would lose; delete it"),
+        )
+        for hit, text in checks:
+            if hit:
+                raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=f"{layer.path} {text}")
