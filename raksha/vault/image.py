@@ -67,7 +67,9 @@ class ImageSource(Protocol):
 
     def page(self, number: int) -> Columns | None: ...
 
-    def segment(self, index: int) -> SegmentRow: ...
+    def segment(self, number: int) -> SegmentRow: ...
+
+    def stored_sizes(self) -> Sequence[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,12 @@ def write_tables(source: ImageSource, backing: str | None, file: BinaryIO) -> Co
 
 
 def _write_tables(source: ImageSource, backing: str | None, file: BinaryIO, refcount_order: int) -> CompressedImage:
-    sizes = (source.segment(index).stored for index in range(source.segment_count))
     image = CompressedImage(
-        source.geometry, source.page_numbers(), sizes, lambda index: source.segment(index).lengths, refcount_order
+        source.geometry,
+        source.page_numbers(),
+        source.stored_sizes(),
+        lambda number: source.segment(number).lengths,
+        refcount_order,
     )
     layout = image.layout
     refcounts = Refcounts(layout, _Blocks(file, layout))
@@ -188,9 +193,9 @@ def _write_tables(source: ImageSource, backing: str | None, file: BinaryIO, refc
 def nest(
     parts: Iterator[Part], count: int, limit: int, put_manifest: Callable[[Sequence[Part]], Part]
 ) -> tuple[Part, ...]:
-    """At most `limit` parts that assemble to the `count` parts given, runs of them made manifests where needed.
+    """At most `limit` parts that assemble to the `count` parts given: those, or manifests over runs of them.
 
-    Holds `limit` parts a level at a time.
+    Never some of both: then every object of the vault is either named here or below. Holds `limit` parts a level.
     """
     if count <= limit:
         return tuple(islice(parts, count))
@@ -201,9 +206,7 @@ def nest(
     level = []
     while count:
         here = min(span, count)
-        below = nest(parts, here, limit, put_manifest)
-        # one part alone needs no manifest around it
-        level.append(below[0] if len(below) == 1 else put_manifest(below))
+        level.append(put_manifest(nest(parts, here, limit, put_manifest)))
         count -= here
     return tuple(level)
 

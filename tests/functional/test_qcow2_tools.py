@@ -1,10 +1,8 @@
 """The qcow2 writer against QEMU's own tools: whatever the pattern, no error, no leak, no byte of difference."""
 
 import io
-import json
 import os
 import random
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -20,28 +18,11 @@ from raksha.qcow2.plain import PlainImage
 from raksha.qcow2.refcounts import Refcounts
 from raksha.qcow2.tables import big_endian
 from raksha.types import Geometry
+from tests.functional.qemu_img import assert_sound, info
 
 KIB = 1024
 MIB = 1024 * KIB
 TIB = 1024 * 1024 * MIB
-
-
-def qemu_img(*arguments):
-    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, f"qemu-img {arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
-
-
-def assert_sound(image, truth):
-    """QEMU finds no error and no leak, and reads the bytes of the raw file `truth`."""
-    report = json.loads(qemu_img("check", "--output=json", "-f", "qcow2", image))
-    assert report["check-errors"] == 0
-    assert {key for key in report if key in ("leaks", "corruptions")} == set()
-    assert qemu_img("compare", "-f", "raw", "-F", "qcow2", truth, image) == "Images are identical.\n"
-
-
-def info(image):
-    return json.loads(qemu_img("info", "--output=json", "-f", "qcow2", image))
 
 
 class Disk:
