@@ -304,6 +304,12 @@ class CaptureFailed(RakshaError):
     message = "VM {vm} could not be captured: {detail}."
 
 
+class CommitFailed(RakshaError):
+    code = "commit_failed"
+    message = "The layers of {vm}:{disk} could not be merged: {detail}."
+    hint = "The VM runs on and every layer is in place; the next backup, or `raksha local release`, tries again."
+
+
 class VmStarted(RakshaError):
     code = "vm_started"
     message = "VM {vm} was started while its disks were read; what was read is discarded."

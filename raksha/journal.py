@@ -268,6 +268,13 @@ class Journal:
                 "INSERT OR IGNORE INTO counts SELECT id, ? FROM layers WHERE path = ?", [(run, path) for run in runs]
             )
 
+    def orphan_layers(self, paths: Iterable[str]) -> None:
+        """The VM ran without these layers: they count from no run any more, even if they come back."""
+        listed = [(path,) for path in paths]
+        with self._transaction() as db:
+            db.executemany("UPDATE layers SET state = 'orphan' WHERE path = ?", listed)
+            db.executemany("DELETE FROM counts WHERE layer = (SELECT id FROM layers WHERE path = ?)", listed)
+
     def base_left(self, vm: str, target: str, modified: int | None) -> None:
         """We have just written into the VM's own file, and this is its time of modification (ns) now."""
         with self._transaction() as db:
