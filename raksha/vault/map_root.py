@@ -164,7 +164,7 @@ class MapRoot:
         root.segments_follow = flags == _SEGMENTS_FOLLOW
         root.key_id = cut.text(key_bytes)
         text = cut.text(claims_bytes)
-        root.claims = text.split("\n") if claims else []
+        root.claims = text.split("\n") if text else []
         cut.demand(cut.rest() == 0 and len(root.claims) == claims, "its length does not fit its counts")
         root._check(cut)
         return root
