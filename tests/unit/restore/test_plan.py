@@ -72,7 +72,7 @@ def test_only_the_live_part_of_a_segment_is_fetched(tmp_path: Path) -> None:
 def test_what_newer_maps_hide_is_not_fetched(tmp_path: Path) -> None:
     vault = made(tmp_path, clusters=16)
     hidden = vault.add({number: pattern(number) for number in range(16)})
-    vault.add({number: pattern(100 + number) for number in range(8)} | {number: None for number in range(8, 16)})
+    vault.add({number: pattern(100 + number) for number in range(8)} | dict.fromkeys(range(8, 16)))
     store = CountingStore(vault.store)
 
     restore_disk(vault.source(store=store), RawFile(tmp_path / "disk"), context(tmp_path))

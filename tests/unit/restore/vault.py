@@ -20,6 +20,8 @@ from raksha.vault.segment import ClusterHasher, Codec, SegmentRow, segment_diges
 from raksha.vault.store import Store
 
 CLUSTER = 4096
+#: bytes; of larger disks there is no model
+_MODEL_MAX = 1 << 26
 KEY = bytes(range(32))
 HASHER = ClusterHasher(KEY)
 
@@ -27,6 +29,11 @@ HASHER = ClusterHasher(KEY)
 def pattern(seed: int, size: int = CLUSTER) -> bytes:
     """Data that differs by seed and does not compress to nothing."""
     return b"".join((seed * 1_000_003 + at).to_bytes(8, "little") for at in range(size // 8))
+
+
+def _padded(data: bytes, number: int, geometry: Geometry) -> bytes:
+    """The last cluster of a disk has zeroes beyond its end."""
+    return data[: max(0, geometry.size - number * CLUSTER)].ljust(CLUSTER, b"\0")
 
 
 @dataclass
@@ -69,6 +76,7 @@ class Vault:
         """A copy on top: cluster to data, or to None for zeroes. `order`: how data is packed in segments."""
         run = f"run-{len(self.made)}"
         geometry = self.geometry if size is None else Geometry(size, CLUSTER, self.geometry.clusters_per_segment)
+        clusters = {number: data and _padded(data, number, geometry) for number, data in clusters.items()}
         packed = [number for number in order or sorted(clusters) if clusters[number] is not None]
         places: dict[int, tuple[SegmentRow, int, bytes]] = {}
         for at in range(0, len(packed), geometry.clusters_per_segment):
@@ -78,7 +86,8 @@ class Vault:
             places |= {number: (row, index, hashes[index]) for index, number in enumerate(group)}
         made = self._map(run, geometry, clusters, places, image)
         self.made.append(made)
-        self.models.append(self._model(clusters, geometry))
+        if geometry.size <= _MODEL_MAX:
+            self.models.append(self._model(clusters, geometry))
         return made
 
     def _segment(self, data: Sequence[bytes], hashes: Sequence[bytes], claim: str) -> SegmentRow:
