@@ -13,10 +13,10 @@ cannot be overlaid (`ChainIncompatible`): the clusters would have to be cut agai
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import merge
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, takewhile
 
 from raksha.errors import ChainIncompatible
 from raksha.types import Geometry
@@ -80,9 +80,8 @@ class Chain:
 
     def page_numbers(self) -> array[int]:
         """Pages in which any map has anything that can be seen, ascending. All others are absent throughout."""
-        width = self.geometry.page_clusters
-        layers = zip(self.readers, self._visible, strict=True)
-        visible = [(n for n in reader.page_numbers() if n * width < clusters) for reader, clusters in layers]
+        ends = [-(-clusters // self.geometry.page_clusters) for clusters in self._visible]
+        visible = (_up_to(end, reader) for end, reader in zip(ends, self.readers, strict=True))
         return array("I", (number for number, _ in groupby(merge(*visible))))
 
     def page(self, number: int) -> ChainPage:
@@ -106,6 +105,10 @@ class Chain:
                 if ABSENT not in page.kinds:
                     break
         return showing[::-1]
+
+
+def _up_to(end: int, reader: MapReader) -> Iterator[int]:
+    return takewhile(end.__gt__, reader.page_numbers())
 
 
 def consolidate(chain: Chain, builder: MapBuilder) -> None:
