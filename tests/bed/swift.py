@@ -6,7 +6,6 @@ when that is killed. Nothing outside the given folder is read or written, `/etc/
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import pwd
@@ -92,8 +91,7 @@ class SwiftBed:
         self._wait()
 
     def revoke_tokens(self) -> None:
-        """Void all tokens given out so far, as their expiry would."""
-        self._configure_proxy()
+        """Void all tokens given out so far, as their expiry would: the proxy keeps them in its memory only."""
         self.restart("proxy")
 
     @contextmanager
@@ -114,17 +112,13 @@ class SwiftBed:
 
     def _write_configuration(self) -> None:
         (self._folder / "swift.conf").write_text((TEMPLATES / "swift.conf").read_text())
-        self._configure_proxy()
+        self._configure("proxy", "proxy.conf", token_life=str(self._token_life))
         for kind, name in [("account", "account"), ("container", "container"), *_kinds(self._replicas)]:
             self._configure(name, "storage.conf", kind=kind, devices=str(self._folder / "devices"))
         objects = ":".join(str(self._ports[name]) for name in _objects(self._replicas))
         rings = [f"{kind}:{self._ports[kind]}" for kind in ("account", "container")]
         command = [VENV / "bin" / "python", TEMPLATES / "rings.py", self._folder]
         subprocess.run([*command, *rings, f"object:{objects}"], check=True, timeout=60)
-
-    def _configure_proxy(self) -> None:
-        token_key = base64.urlsafe_b64encode(os.urandom(32)).decode()
-        self._configure("proxy", "proxy.conf", token_key=token_key, token_life=str(self._token_life))
 
     def _configure(self, name: str, template: str, **values: str) -> None:
         common = {"port": str(self._ports[name]), "user": pwd.getpwuid(os.geteuid()).pw_name}
@@ -139,7 +133,11 @@ class SwiftBed:
             # setpriv: the kernel ends the server when the process that runs the tests is gone
             self._processes[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", program, self._folder / f"{name}.conf"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(TEMPLATES)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
 
     def _wait(self) -> None:
