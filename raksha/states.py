@@ -33,6 +33,7 @@ class Reason(StrEnum):
     NO_TRACKER = "no_tracker"
     TRACKER_OTHER_RUN = "tracker_counts_from_another_run"
     RESTARTED_BELOW = "restarted_below_the_overlay"
+    BASE_WRITTEN = "written_below_the_overlay"
     DISK_REPLACED = "disk_replaced"
     DISK_RESIZED = "disk_resized"
     PARENT_DAMAGED = "parent_damaged"

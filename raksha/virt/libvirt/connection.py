@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -134,19 +134,31 @@ class Guest:
             if target == disk:
                 events.put(status)
 
-        connection = self._domain.connect()
-        handle = self._call(
-            "watch",
-            connection.domainEventRegisterAny,
-            self._domain,
-            libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-            arrived,
-            None,
-        )
-        try:
+        with self._watching(libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, arrived):
             yield JobEvents(self, disk, events)
+
+    @contextmanager
+    def start_events(self) -> Iterator[threading.Event]:
+        """An event that is set when the domain is started meanwhile."""
+        started = threading.Event()
+
+        def happened(_connection: Any, _domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+            if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+                started.set()
+
+        with self._watching(libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, happened):
+            yield started
+
+    @contextmanager
+    def _watching(self, event: int, function: Callable[..., None]) -> Iterator[None]:
+        connection = self._domain.connect()
+        handle = self._call("watch", connection.domainEventRegisterAny, self._domain, event, function, None)
+        try:
+            yield
         finally:
-            self._call("stop watching", connection.domainEventDeregisterAny, handle)
+            # A connection that is gone watches nothing any more.
+            with suppress(libvirt.libvirtError):
+                connection.domainEventDeregisterAny(handle)
 
     # -- guest agent --------------------------------------------------------------------------------
 

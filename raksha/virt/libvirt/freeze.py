@@ -20,6 +20,8 @@ from raksha.virt.libvirt.connection import Guest
 
 #: seconds for the watchdog to be ready
 _START = 20.0
+#: seconds for it to end when told so
+_STOP = 5.0
 
 
 class Watchdog:
@@ -49,6 +51,8 @@ class Watchdog:
         """Nothing is frozen any more."""
         self._tell(b"done\n")
         self._close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_STOP)
 
     def let_go(self) -> None:
         """Leave the thawing to it."""

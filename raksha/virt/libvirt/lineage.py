@@ -74,13 +74,13 @@ def decide(
     size: int,
     *,
     full_reason: Reason,
-    no_tracker: Reason,
     replaced: bool,
+    distrust: Reason | None,
 ) -> Decision:
     """How to read a disk whose frozen layers of ours are `frozen`, newest first.
 
-    `replaced`: the VM's own file is not the one that our layers were made on. `no_tracker`: the reason to give when
-    no layer of ours can tell anything.
+    `replaced`: the VM's own file is not the one that our layers were made on. `distrust`: why our layers tell nothing
+    about changes, or None.
     """
     if parent is None:
         return Decision(ReadMode.FULL, full_reason)
@@ -88,8 +88,8 @@ def decide(
         return Decision(ReadMode.FULL, Reason.DISK_REPLACED)
     if parent.size != size:
         return Decision(ReadMode.FULL, Reason.DISK_RESIZED)
-    if not frozen:
-        return Decision(ReadMode.COMPARE, no_tracker)
+    if distrust is not None:
+        return Decision(ReadMode.COMPARE, distrust)
     for depth, layer in enumerate(frozen, 1):
         if parent.backupjobrun in layer.counts_from:
             return Decision(ReadMode.DELTA, Reason.UNION_OF_LAYERS if depth > 1 else None, depth)

@@ -1,0 +1,238 @@
+"""The readable side of the engine `overlay`: frozen disks, how each has to be read, and what happens afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from raksha.config import Settings
+from raksha.errors import CaptureFailed, QuiesceFailed, RakshaError, VmStarted
+from raksha.journal import Journal, Lock, OwnLayer
+from raksha.states import Consistency, Quiesce, ReadMode, Reason
+from raksha.types import Extent
+from raksha.virt.capture import BaseImage, CaptureRequest, DiskReader
+from raksha.virt.libvirt import nbd
+from raksha.virt.libvirt.chain import modified, same_file
+from raksha.virt.libvirt.commit import Committer
+from raksha.virt.libvirt.connection import Guest
+from raksha.virt.libvirt.domain_xml import Layer, parse_domain
+from raksha.virt.libvirt.freeze import Freezer
+from raksha.virt.libvirt.lineage import Decision, Lineage, decide
+from raksha.virt.libvirt.machine import read_machine
+from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+
+
+class OfflineWatch:
+    """Notices when a VM that is read while shut off was started, or its files written to."""
+
+    def __init__(self, guest: Guest, found: Survey) -> None:
+        self._guest = guest
+        self._layers = [layer for disk in found.disks for layer in disk.chain]
+        self._stack = ExitStack()
+        self._started = self._stack.enter_context(guest.start_events())
+        self._before = stamps(self._layers)
+
+    def check(self) -> None:
+        """Raises `VmStarted`."""
+        if self._started.is_set() or self._guest.is_active() or stamps(self._layers) != self._before:
+            raise VmStarted(vm=self._guest.name)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def stamps(layers: list[Layer]) -> list[tuple[int, int, int | None]]:
+    """What changes when a file is replaced or written to."""
+    status = [(Path(layer.path).stat(), modified(layer.path)) for layer in layers]
+    return [(each.st_ino, each.st_size, written) for each, written in status]
+
+
+class OverlayDisk:
+    """One frozen disk."""
+
+    def __init__(self, disk: SurveyedDisk, server: nbd.Server, decision: Decision, parent: str | None) -> None:
+        self.target = disk.target
+        self.size = server.size
+        self.mode = decision.mode
+        self.reason = decision.reason
+        self.parent = parent if decision.mode is not ReadMode.FULL else None
+        self.base_image = _base_image(disk.lineage)
+        self.facts = _facts(disk)
+        self._server = server
+        self._depth = decision.depth if decision.mode is ReadMode.DELTA else None
+
+    def open(self) -> DiskReader:
+        return nbd.Reader(self._server)
+
+    def extents(self) -> Iterator[Extent]:
+        return nbd.extents(self._server, self._depth)
+
+
+def _base_image(lineage: Lineage) -> BaseImage | None:
+    if len(lineage.below) < 2:
+        return None
+    bottom = lineage.below[-1]
+    status = Path(bottom.path).stat()
+    return BaseImage(bottom.path, status.st_size, status.st_mtime_ns)
+
+
+def _facts(disk: SurveyedDisk) -> Mapping[str, str | int | None]:
+    base = disk.lineage.base
+    driver = dict(disk.disk.driver)
+    return {
+        "format": base.format,
+        "kind": base.kind,
+        "source": base.path,
+        "bus": disk.disk.bus,
+        "serial": disk.disk.serial,
+        "cache": driver.get("cache"),
+        "discard": driver.get("discard"),
+    }
+
+
+class OverlayCapture:
+    """All disks of one VM at one instant."""
+
+    engine = "overlay"
+
+    def __init__(
+        self,
+        guest: Guest,
+        request: CaptureRequest,
+        found: Survey,
+        freezer: Freezer,
+        journal: Journal,
+        settings: Settings,
+        *,
+        offline: OfflineWatch | None,
+        taken_at: float,
+        warnings: list[str],
+    ) -> None:
+        self._guest = guest
+        self._request = request
+        self._survey = found
+        self._journal = journal
+        self._settings = settings
+        self._offline = offline
+        self._warnings = [*warnings, *freezer.warnings]
+        self._lock: Lock | None = None
+        self._servers = ExitStack()
+        self.taken_at = taken_at
+        self.frozen_seconds = freezer.seconds
+        self.consistency = _consistency(found.power, held=freezer.held)
+        if request.quiesce is Quiesce.REQUIRE and found.active and not freezer.held:
+            raise QuiesceFailed(vm=guest.name, detail="the freeze did not hold until the snapshot")
+        # The layers below the new overlay must not change while they are read.
+        self._frozen = [] if offline else [layer for disk in found.disks for layer in disk.chain]
+        self._stamps = stamps(self._frozen)
+        self.machine = read_machine(guest, found.inactive, found.power)
+        try:
+            self.disks = [self._open(disk) for disk in found.disks]
+        except BaseException:
+            self._servers.close()
+            raise
+
+    def take_over(self, lock: Lock) -> None:
+        """From now on the capture holds the VM."""
+        self._lock = lock
+
+    def _open(self, disk: SurveyedDisk) -> OverlayDisk:
+        connections = 2 * self._settings.workers + 4
+        server = nbd.Server(
+            self._guest.name, disk.target, disk.chain, share=self._offline is not None, connections=connections
+        )
+        self._servers.callback(server.close)
+        parent = self._request.since.get(disk.target)
+        decision = decide(
+            disk.lineage.own,
+            parent,
+            server.size,
+            full_reason=self._request.full_reason,
+            replaced=_replaced(disk.lineage),
+            distrust=_distrust(disk.lineage, offline=self._offline is not None),
+        )
+        return OverlayDisk(disk, server, decision, parent.backupjobrun if parent else None)
+
+    def check(self) -> None:
+        if self._offline is not None:
+            self._offline.check()
+            return
+        if stamps(self._frozen) != self._stamps:
+            raise CaptureFailed(vm=self._guest.name, detail="a frozen layer was written to while it was read")
+        domain = parse_domain(self._guest.live_xml() if self._guest.is_active() else self._guest.inactive_xml())
+        for disk in self._survey.disks:
+            now = domain.disk(disk.target)
+            paths = [layer.path for layer in now.layers] if now else []
+            if not any(same_file(path, disk.chain[0].path) for path in paths):
+                detail = f"the chain of {disk.target} was changed while it was read"
+                raise CaptureFailed(vm=self._guest.name, detail=detail)
+
+    def finish(self) -> list[str]:
+        self._close()
+        try:
+            for disk in self._survey.disks:
+                try:
+                    self._warnings += self._advance(disk)
+                except RakshaError as error:
+                    self._warnings.append(str(error))
+        finally:
+            self._unlock()
+        return self._warnings
+
+    def _advance(self, disk: SurveyedDisk) -> list[str]:
+        own = disk.lineage.own
+        if not own:
+            return []
+        if self._offline is not None:
+            # The top layer holds everything since earlier runs, so everything since this one, too.
+            self._journal.count_from(own[0].file.path, [self._request.backupjobrun])
+            return []
+        if not self._guest.is_active():
+            return []  # a later run merges them: until then they are simply part of the chain
+        return Committer(self._guest, self._journal, self._settings).merge(disk.target, own, self._request.backupjobrun)
+
+    def abandon(self) -> None:
+        self._close()
+        self._unlock()
+
+    def _close(self) -> None:
+        self._servers.close()
+        if self._offline is not None:
+            self._offline.close()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def _consistency(power: str, *, held: bool) -> Consistency:
+    if power == "shut off":
+        return Consistency.OFFLINE
+    if power == "paused":
+        return Consistency.PAUSED
+    return Consistency.QUIESCED if held else Consistency.CRASH
+
+
+def _replaced(lineage: Lineage) -> bool:
+    """Whether the VM's own file is another one than our layers were made on, or our layers were copied."""
+    base = lineage.base
+    inode = Path(base.path).stat().st_ino
+    made_on: list[OwnLayer] = list(lineage.own or lineage.orphans)
+    if any(not same_file(own.base.file.path, base.path) for own in made_on):
+        return True
+    if base.kind == "file" and any(own.base.file.inode != inode for own in made_on):
+        return True
+    return any(Path(own.file.path).stat().st_ino != own.file.inode for own in lineage.own)
+
+
+def _distrust(lineage: Lineage, *, offline: bool) -> Reason | None:
+    """Why our layers say nothing about changes; None: they do."""
+    if lineage.own:
+        left = lineage.own[-1].base.modified
+        written = left is not None and left != modified(lineage.base.path)
+        return Reason.BASE_WRITTEN if written else None
+    if lineage.orphans:
+        return Reason.RESTARTED_BELOW
+    return Reason.SHUT_OFF if offline else Reason.NO_TRACKER
