@@ -85,6 +85,19 @@ class Interrupted(RakshaError):
     exit_code = 130
 
 
+class SettingsWrong(RakshaError):
+    code = "settings_wrong"
+    message = "The configuration cannot be used: {detail}."
+    hint = "etc/raksha.conf.sample shows every setting."
+    exit_code = 2
+
+
+class BadArgument(RakshaError):
+    code = "bad_argument"
+    message = "{argument}: {detail}."
+    exit_code = 2
+
+
 # -- vault ------------------------------------------------------------------------------------------
 
 

@@ -83,20 +83,16 @@ class BackupRun:
         vms = self._identify(order)
         job_name = order.job_name or "+".join(sorted(vm.name for vm in vms))
         backupjob = str(uuid.uuid5(uuid.UUID(self.catalog.vault.id), f"backupjob:{job_name}"))
-        with ExitStack() as stack:
-            for vm in sorted(vms, key=lambda vm: vm.uuid):
-                stack.enter_context(self.journal.vm_lock(vm.uuid, vm.name))
-            runs = self.catalog.runs()
-            parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
-            self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
-            try:
-                group = self._capture(order, vms, backupjob, parents)
-            except BaseException as error:
-                self._failed(error)
-                raise
-            run = self._durable(group, runs, parents, backupjob, job_name, started)
-            warnings = [*group.warnings, *self._finish(group)]
-        return BackupResult(run, tuple(warnings))
+        runs = self.catalog.runs()
+        parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
+        self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
+        try:
+            group = self._capture(order, vms, backupjob, parents)
+        except BaseException as error:
+            self._failed(error)
+            raise
+        run = self._durable(group, runs, parents, backupjob, job_name, started)
+        return BackupResult(run, tuple(self._finish(group)))
 
     @property
     def _claim(self) -> str:

@@ -1,0 +1,185 @@
+"""One libvirt host without any service: what `raksha local` does, for any caller.
+
+Every method is one command: it opens what it needs, does its work and closes it. Writing commands hold the vault's
+lock in the journal, commands on a VM hold the VM's. Reading commands (list, show, restore, export, verify) need a
+vault and nothing else, so they work on a fresh host.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from raksha.backup.run import BackupOrder, BackupResult, BackupRun
+from raksha.config import Settings
+from raksha.errors import Damaged, ResourceNotFound
+from raksha.journal import Journal
+from raksha.progress import Progress
+from raksha.restore.context import Context
+from raksha.restore.source import DiskSource
+from raksha.restore.verify import CopyToVerify, Finding, verify
+from raksha.retention import beyond_last
+from raksha.types import ResourceKey
+from raksha.vault import names
+from raksha.vault.address import open_store
+from raksha.vault.catalog import Catalog
+from raksha.vault.collect import Collected, collect
+from raksha.vault.commit import open_catalog_for_writing
+from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
+from raksha.vault.prune import remove_runs
+from raksha.vault.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What a prune did, or would do."""
+
+    deleted: tuple[RunDocument, ...]
+    kept: tuple[RunDocument, ...]
+    collected: Collected
+
+
+@dataclass(frozen=True, slots=True)
+class LocalHost:
+    """The commands of one host."""
+
+    settings: Settings
+    progress: Progress
+    #: set to end what is under way at the next safe moment
+    cancel: threading.Event
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def backup(self, url: str, order: BackupOrder, *, take_over: bool = False) -> BackupResult:
+        """One run of a job. Raises everything in `raksha.errors`; then nothing of it is visible."""
+        with closing(Journal(self.settings.state_dir)) as journal, closing(self._engine(journal)) as engine:
+            for vm in order.vms:
+                engine.identify(vm)  # a name that is wrong must not make a vault
+            with self._writing(url, journal, take_over) as catalog:
+                run = BackupRun(engine, catalog, journal, self.settings, self.progress, self.cancel)
+                return run(order)
+
+    def prune(self, url: str, keep_last: int, *, job: str | None = None, dry_run: bool = False) -> Pruned:
+        """Delete all but the last restore points of each job (of one job), and what nothing refers to any more."""
+        with closing(Journal(self.settings.state_dir)) as journal, self._writing(url, journal) as catalog:
+            runs = catalog.runs()
+            victims = [
+                run
+                for name in sorted({run.backupjob for run in runs if job is None or run.job_name == job})
+                for run in beyond_last([each for each in runs if each.backupjob == name], keep_last)
+            ]
+            return self._remove(catalog, runs, victims, dry_run)
+
+    def delete(self, url: str, texts: Sequence[str], *, dry_run: bool = False) -> Pruned:
+        """Delete named restore points; those that build on them come to stand alone."""
+        with closing(Journal(self.settings.state_dir)) as journal, self._writing(url, journal) as catalog:
+            return self._remove(catalog, catalog.runs(), [catalog.find(text) for text in texts], dry_run)
+
+    def _remove(
+        self, catalog: Catalog, runs: Sequence[RunDocument], victims: Sequence[RunDocument], dry_run: bool
+    ) -> Pruned:
+        gone = {run.backupjobrun for run in victims}
+        if not dry_run:
+            remove_runs(catalog, victims, self._spool(), self.progress)
+        collected = collect(catalog, dry_run=dry_run)
+        return Pruned(tuple(victims), tuple(run for run in runs if run.backupjobrun not in gone), collected)
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    def runs(self, url: str, *, job: str | None = None, vm: str | None = None) -> list[RunDocument]:
+        """Restore points, oldest first."""
+        with self._reading(url) as catalog:
+            return [
+                run
+                for run in catalog.runs()
+                if (job is None or run.job_name == job)
+                and (vm is None or any(vm in (each.vm, each.name) for each in run.vms))
+            ]
+
+    def show(self, url: str, text: str) -> tuple[RunDocument, list[BackupMetadata]]:
+        """A restore point and its disk copies."""
+        with self._reading(url) as catalog:
+            run = catalog.find(text)
+            return run, [catalog.metadata(key) for key in run.resource_keys()]
+
+    def verify(self, url: str, texts: Sequence[str] = (), *, data: bool = False) -> tuple[int, list[Finding]]:
+        """Check restore points (default: all) and what they build on: the number of disk copies, what is wrong."""
+        with self._reading(url) as catalog:
+            copies: dict[ResourceKey, CopyToVerify] = {}
+            broken: list[Finding] = []
+            for run in [catalog.find(text) for text in texts] if texts else catalog.runs():
+                for key in run.resource_keys():
+                    try:
+                        chain = catalog.chain(key)
+                        copies |= {each.resource_key: self._to_verify(catalog, run, each) for each in chain}
+                    except Damaged as error:  # one broken chain must not hide what is wrong with another
+                        broken.append(Finding(names.metadata(key), error.code, str(error), (key,)))
+            found = verify(catalog.store, list(copies.values()), self._context(), data=data)
+            return len(copies), [*broken, *found]
+
+    def _to_verify(self, catalog: Catalog, run: RunDocument, metadata: BackupMetadata) -> CopyToVerify:
+        key = metadata.resource_key
+        return CopyToVerify(
+            key=key,
+            vm=next(vm.name for vm in run.vms if vm.vm == key.vm),
+            map_name=names.map_object(key, metadata.map.digest),
+            map_size=metadata.map.size,
+            hasher=catalog.hasher(metadata.key_id),
+            image_name=names.image(key),
+            image_size=metadata.image_size,
+            parent=metadata.parent_key,
+        )
+
+    # -- parts ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _store(self, url: str) -> Iterator[Store]:
+        with closing(open_store(url, cancel=self.cancel)) as store:
+            yield store
+
+    @contextmanager
+    def _reading(self, url: str) -> Iterator[Catalog]:
+        with self._store(url) as store:
+            yield Catalog.open(store)
+
+    @contextmanager
+    def _writing(self, url: str, journal: Journal, take_over: bool = False) -> Iterator[Catalog]:
+        me = Writer(kind="host", id=journal.host_id, name=socket.gethostname())
+        with self._store(url) as store:
+            catalog = open_catalog_for_writing(store, me, take_over=take_over)
+            with journal.vault_lock(catalog.vault.id, url):
+                yield catalog
+
+    def _source(self, catalog: Catalog, vm: VmSummary, key: ResourceKey) -> DiskSource:
+        chain = catalog.chain(key)
+        return DiskSource(
+            vm=vm.name,
+            disk=key.resource,
+            run=key.backupjobrun,
+            store=catalog.store,
+            readers=catalog.readers(chain),
+            hashers=[catalog.hasher(metadata.key_id) for metadata in chain],
+        )
+
+    def _sources(self, catalog: Catalog, run: RunDocument, vm: VmSummary, disks: Sequence[str]) -> list[DiskSource]:
+        """The disks of a VM at a restore point: all of them, or those named. Raises `ResourceNotFound`."""
+        known = [resource.resource for resource in vm.resources]
+        for disk in disks:
+            if disk not in known:
+                raise ResourceNotFound(run=run.backupjobrun, resource=f"{vm.name}:{disk}")
+        wanted = [target for target in known if not disks or target in disks]
+        return [
+            self._source(catalog, vm, ResourceKey(run.backupjob, run.backupjobrun, vm.vm, target)) for target in wanted
+        ]
+
+    def _spool(self) -> Path:
+        spool = self.settings.state_dir / "spool"
+        spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return spool
+
+    def _context(self) -> Context:
+        return Context(self._spool(), self.settings.workers, self.progress, self.cancel)

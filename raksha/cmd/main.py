@@ -1,0 +1,60 @@
+"""`raksha`: the command line. Finds the verb, runs it, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+from oslo_config import cfg
+
+import raksha
+from raksha.cmd import local
+from raksha.cmd.output import Output
+from raksha.errors import Interrupted, RakshaError, SettingsWrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: docs/cli.md."""
+    parser = argparse.ArgumentParser(prog="raksha", description="Data protection for virtual machines.")
+    parser.add_argument("--version", action="version", version=f"raksha {raksha.__version__}")
+    verbs = parser.add_subparsers(metavar="COMMAND", required=True)
+    local.add_to(verbs)
+    options = parser.parse_args(arguments)
+    output = Output(as_json=options.json, quiet=options.quiet)
+    cancel = threading.Event()
+    _on_signals(cancel, output)
+    try:
+        return int(options.call(options, output, cancel))
+    except cfg.Error as error:
+        return _failed(output, SettingsWrong(detail=str(error)))
+    except RakshaError as error:
+        return _failed(output, Interrupted() if cancel.is_set() else error)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _failed(output: Output, error: RakshaError) -> int:
+    output.error(error)
+    return error.exit_code
+
+
+def _on_signals(cancel: threading.Event, output: Output) -> None:
+    """The first SIGINT or SIGTERM asks for an orderly end: no exception in the middle of a step."""
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if not cancel.is_set():
+            cancel.set()
+            output.interrupting()
+
+    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGTERM, ask)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Results in words: one function a noun, lines out. And the few arguments that are more than a word."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from raksha.agent.local import Pruned
+from raksha.cmd.output import human, table
+from raksha.errors import BadArgument
+from raksha.restore.verify import Finding
+from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+
+
+def excluded(texts: Sequence[str], vms: Sequence[str]) -> dict[str, frozenset[str]]:
+    """`VM:DISK` arguments, by VM. Raises `BadArgument`."""
+    found: dict[str, frozenset[str]] = {}
+    for text in texts:
+        vm, colon, disk = text.rpartition(":")
+        if not colon or not vm or not disk:
+            raise BadArgument(argument=f"--exclude {text}", detail="it has the form VM:DISK, such as web:vdb")
+        if vm not in vms:
+            raise BadArgument(argument=f"--exclude {text}", detail=f"{vm} is not among the VMs to back up")
+        found[vm] = found.get(vm, frozenset()) | {disk}
+    return found
+
+
+def moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def backup(run: RunDocument) -> list[str]:
+    volume, seconds = run.volume(), run.finished_at - run.started_at
+    lines = [
+        f"restore point {run.backupjobrun}",
+        f"  job {run.job_name}, taken {moment(run.taken_at)}, {seconds:.1f} s",
+        f"  read {human(volume.read)}, sent {human(volume.sent)}, refers to {human(volume.stored)}",
+    ]
+    return [*lines, *(line for vm in run.vms for line in _vm(vm))]
+
+
+def _vm(vm: VmSummary) -> list[str]:
+    frozen = f", frozen {vm.frozen_seconds:.2f} s" if vm.frozen_seconds is not None else ""
+    lines = [f"  {vm.name}: {vm.power}, {vm.consistency}{frozen}, engine {vm.engine}"]
+    for disk in vm.resources:
+        why = f" ({disk.reason})" if disk.reason else ""
+        lines.append(
+            f"    {disk.resource}: {human(disk.size)}, {disk.kind}{why}, {human(disk.volume.data)} new data, "
+            f"{human(disk.volume.sent)} sent"
+        )
+    return lines
+
+
+def runs(found: Sequence[RunDocument]) -> list[str]:
+    if not found:
+        return ["no restore points"]
+    rows = [
+        (
+            run.backupjobrun,
+            moment(run.taken_at),
+            run.job_name,
+            ",".join(vm.name for vm in run.vms),
+            _kind(run),
+            human(run.volume().sent),
+        )
+        for run in found
+    ]
+    return table(("RESTORE POINT", "TAKEN", "JOB", "VMS", "KIND", "SENT"), rows)
+
+
+def _kind(run: RunDocument) -> str:
+    return "+".join(sorted({disk.kind for vm in run.vms for disk in vm.resources}))
+
+
+def run(document: RunDocument, disks: Sequence[BackupMetadata]) -> list[str]:
+    chains = [f"    {disk.resource} of {disk.vm}: parent {disk.parent}" for disk in disks if disk.parent]
+    return [*backup(document), f"  written by {document.host}, Raksha {document.raksha}", *chains]
+
+
+def verified(copies: int, findings: Sequence[Finding], *, data: bool) -> list[str]:
+    depth = "everything was read and hashed" if data else "presence and sizes; --data reads everything"
+    if not findings:
+        return [f"{copies} disk copies are sound ({depth})"]
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.object}: {finding.detail}")
+        lines += [f"  hits {key.backupjobrun} {key.vm} {key.resource}" for key in finding.hits]
+    return [*lines, f"{len(findings)} object(s) missing or damaged"]
+
+
+def pruned(result: Pruned, dry_run: bool) -> list[str]:
+    would = "would be " if dry_run else ""
+    lines = [f"{would}deleted: {each.backupjobrun} of {each.job_name}, {moment(each.taken_at)}" for each in result.deleted]
+    return [*lines, f"{len(result.kept)} restore points stay; {result.collected.deleted} objects {would}removed"]
+
+
+def pruned_document(result: Pruned) -> Mapping[str, Any]:
+    return {
+        "deleted": msgspec.to_builtins(list(result.deleted)),
+        "kept": [each.backupjobrun for each in result.kept],
+        "objects_removed": result.collected.deleted,
+        "objects_kept": result.collected.kept,
+    }
