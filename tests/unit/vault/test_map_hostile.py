@@ -3,15 +3,19 @@
 The roots here are packed by hand from the byte tables of docs/vault-format.md.
 """
 
+import contextlib
 import struct
+from array import array
 from dataclasses import replace
 from typing import Any
 
 import blake3
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from raksha.errors import ObjectCorrupt, ObjectTruncated, VaultNewer
+from raksha.errors import ObjectCorrupt, ObjectTruncated, RakshaError, VaultNewer
 from raksha.types import Geometry
 from raksha.vault.map import DATA, ZERO, MapPage, MapReader
 from raksha.vault.map_root import ObjectRow, Section
@@ -327,3 +331,39 @@ def test_tables_may_come_in_pages_of_another_size() -> None:
     assert list(reader.segments()) == rows
     (page,) = reader.pages()
     assert named(reader, page.get(3)) == (DATA, rows[0].name, 1, hash_of(1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), min_size=1, max_size=4))
+@settings(deadline=None, max_examples=300)
+def test_no_root_with_a_right_digest_does_worse_than_an_error_of_ours(changes: list[tuple[int, int]]) -> None:
+    forgery = forged()
+    root = bytearray(packed(forgery))
+    for place, value in changes:
+        root[place % len(root)] = value
+    with contextlib.suppress(RakshaError):
+        read_all(forgery, bytes(root))
+
+
+@given(st.sampled_from(["page", "table", "summary"]), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255))))
+@settings(deadline=None, max_examples=300)
+def test_no_section_with_a_right_digest_does_worse_than_an_error_of_ours(
+    where: str, changes: list[tuple[int, int]]
+) -> None:
+    forgery = forged()
+    root = forgery.root
+    section = {"page": root.pages[0], "table": root.segment_pages[0], "summary": root.summary}[where]
+    stored = bytes(forgery.body[section.offset : section.offset + section.stored])
+    plain = bytearray(zstandard.ZstdDecompressor().decompress(stored))
+    for place, value in changes:
+        plain[place % len(plain)] = value
+    changed = forgery.section(bytes(plain))
+    if where == "summary":
+        root.summary = changed
+    else:
+        table = type(root.pages)()
+        table.append(changed)
+        setattr(root, "pages" if where == "page" else "segment_pages", table)
+    with contextlib.suppress(RakshaError):
+        for each in read_all(forgery):
+            if isinstance(each, MapPage):
+                assert each.problem(GEOMETRY.clusters, array("H", [4, 4])) is None
