@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from keystoneauth1.identity import v3
 from keystoneauth1.session import Session
-from swiftclient.client import ClientException, HTTPConnection, head_account
+from swiftclient.client import ClientException, HTTPConnection
 
 from raksha.vault.credentials import Credentials, TokenCredentials, V1Credentials, V3Credentials
 
@@ -33,30 +33,9 @@ class Account:
         self._connect = _Connector(credentials.cacert, timeout)
         self._login = _login(credentials, self._connect, timeout)
         self._idle: deque[tuple[str, Any]] = deque()
-        #: a connection broke: was it the network, or a server that hangs up on a stale token before it reads a body?
-        self._doubtful = False
 
     def request(self, call: Callable[[str, str, HttpConn], T]) -> T:
         """`call(storage url, token, connection)`, called again after a new login if the token was refused."""
-        if self._doubtful:
-            self._doubtful = False
-            self._renew_if_stale()
-        return self._request(call)
-
-    def close(self) -> None:
-        """Let go of all idle connections. Another request opens new ones."""
-        while self._idle:
-            self._idle.pop()[1].close()
-
-    def _renew_if_stale(self) -> None:
-        try:
-            self._request(head_account)
-        except ClientException as error:
-            # a user may well be kept out of the account and have a right in the containers
-            if error.http_status == 401:
-                raise
-
-    def _request(self, call: Callable[[str, str, HttpConn], T]) -> T:
         url, token = self._login.access()
         try:
             return self._once(call, url, token)
@@ -64,6 +43,11 @@ class Account:
             if error.http_status != 401 or not self._login.renew(token):
                 raise
         return self._once(call, *self._login.access())
+
+    def close(self) -> None:
+        """Let go of all idle connections. Another request opens new ones."""
+        while self._idle:
+            self._idle.pop()[1].close()
 
     def _once(self, call: Callable[[str, str, HttpConn], T], url: str, token: str) -> T:
         connection = self._take(url)
@@ -77,7 +61,8 @@ class Account:
             raise
         except BaseException:
             connection.close()
-            self._doubtful = True
+            # some front ends hang up on a stale token while we still send: the next attempt logs in again
+            self._login.renew(token)
             raise
         self._idle.append((url, connection))
         return result
@@ -175,6 +160,7 @@ class _V3Login:
         self._credentials = credentials
         verify = credentials.cacert or True
         self._session = Session(auth=_plugin(credentials), verify=verify, timeout=timeout, redirect=False)
+        self._token: str | None = None
         self._lock = threading.Lock()
 
     def access(self) -> tuple[str, str]:
@@ -187,11 +173,12 @@ class _V3Login:
             if not url:
                 region = self._credentials.region_name or "any region"
                 raise ClientException(f"the catalog has no object-store endpoint in {region}")
-            return url, str(self._session.get_token())
+            self._token = str(self._session.get_token())
+            return url, self._token
 
     def renew(self, stale: str) -> bool:
         with self._lock:
-            if self._session.get_token() == stale:
+            if self._token == stale:
                 self._session.invalidate()
         return True
 
