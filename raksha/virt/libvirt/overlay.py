@@ -21,7 +21,7 @@ from lxml import etree
 from raksha.config import Settings
 from raksha.errors import CaptureFailed, ChainUnexpected, LibvirtFailed, RakshaError
 from raksha.journal import Base, Journal, LayerState, Lock, OwnLayer
-from raksha.virt.capture import CaptureRequest
+from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import nbd, overlay_file
 from raksha.virt.libvirt.capture import OfflineWatch, OverlayCapture
 from raksha.virt.libvirt.chain import ChainBroken, backing_of, file_id, modified, same_file
@@ -49,6 +49,10 @@ class OverlayEngine:
 
     def close(self) -> None:
         self.connection.close()
+
+    def identify(self, vm: str) -> VmIdentity:
+        guest = self.connection.guest(vm)
+        return VmIdentity(guest.uuid, guest.name)
 
     def prepare(self, request: CaptureRequest) -> OverlayPrepared:
         guest = self.connection.guest(request.vm)
