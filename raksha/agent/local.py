@@ -32,6 +32,7 @@ from raksha.vault.commit import open_catalog_for_writing
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
+from raksha.virt.libvirt.overlay import OverlayEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class LocalHost:
 
     def backup(self, url: str, order: BackupOrder, *, take_over: bool = False) -> BackupResult:
         """One run of a job. Raises everything in `raksha.errors`; then nothing of it is visible."""
-        with closing(Journal(self.settings.state_dir)) as journal, closing(self._engine(journal)) as engine:
+        with closing(Journal(self.settings.state_dir)) as journal, closing(OverlayEngine(self.settings, journal)) as engine:
             for vm in order.vms:
                 engine.identify(vm)  # a name that is wrong must not make a vault
             with self._writing(url, journal, take_over) as catalog:

@@ -84,19 +84,32 @@ class DiskReader(Protocol):
 class DiskCapture(Protocol):
     """One frozen disk."""
 
-    #: name of the disk inside the VM, such as `vda`
-    target: str
-    #: bytes
-    size: int
-    #: how the extents are meant
-    mode: ReadMode
-    #: why it is no plain increment; None for one
-    reason: Reason | None
-    #: the run that a delta or compare builds on
-    parent: str | None
-    base_image: BaseImage | None
-    #: format and source as the VM has them: facts for the metadata, such as {"format": "raw", "bus": "virtio"}
-    facts: Mapping[str, str | int | None]
+    @property
+    def target(self) -> str:
+        """Name of the disk inside the VM, such as `vda`."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def mode(self) -> ReadMode:
+        """How the extents are meant."""
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it is no plain increment; None for one."""
+
+    @property
+    def parent(self) -> str | None:
+        """The run that a delta or compare builds on."""
+
+    @property
+    def base_image(self) -> BaseImage | None: ...
+
+    @property
+    def facts(self) -> Mapping[str, str | int | None]:
+        """Format and source as the VM has them: facts for the metadata, such as {"format": "raw", "bus": "virtio"}."""
 
     def open(self) -> DiskReader:
         """A reader for one thread."""
@@ -125,14 +138,25 @@ class Machine:
 class Capture(Protocol):
     """All disks of one VM at one instant."""
 
-    machine: Machine
-    disks: Sequence[DiskCapture]
-    engine: str
-    consistency: Consistency
-    #: seconds since the epoch, by this host's clock, when the snapshot was taken
-    taken_at: float
-    #: seconds that the guest's file systems were frozen; None if they were not
-    frozen_seconds: float | None
+    @property
+    def machine(self) -> Machine: ...
+
+    @property
+    def disks(self) -> Sequence[DiskCapture]: ...
+
+    @property
+    def engine(self) -> str: ...
+
+    @property
+    def consistency(self) -> Consistency: ...
+
+    @property
+    def taken_at(self) -> float:
+        """Seconds since the epoch, by this host's clock, when the snapshot was taken."""
+
+    @property
+    def frozen_seconds(self) -> float | None:
+        """Seconds that the guest's file systems were frozen; None if they were not."""
 
     def check(self) -> None:
         """Raises `VmStarted` (and the like) if what was read may not be one instant. Called before commit."""
@@ -147,7 +171,8 @@ class Capture(Protocol):
 class Prepared(Protocol):
     """A VM that can be captured: checked, overlays made, nothing changed in its chain yet."""
 
-    vm_name: str
+    @property
+    def vm_name(self) -> str: ...
 
     def freeze(self) -> None:
         """Freeze the guest's file systems if asked for. Raises `QuiesceFailed` only where it is required."""
@@ -168,7 +193,8 @@ class Prepared(Protocol):
 class CaptureEngine(Protocol):
     """Makes captures on one hypervisor."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def identify(self, vm: str) -> VmIdentity:
         """A VM by name or UUID. Raises `VmNotFound`."""

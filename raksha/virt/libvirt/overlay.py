@@ -30,6 +30,7 @@ from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
 from raksha.virt.libvirt.recover import reconcile
+from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
 
 #: QEMU counts disks in these, and rounds a raw file up
@@ -53,6 +54,11 @@ class OverlayEngine:
     def identify(self, vm: str) -> VmIdentity:
         guest = self.connection.guest(vm)
         return VmIdentity(guest.uuid, guest.name)
+
+    def release(self, vm: str) -> list[str]:
+        guest = self.connection.guest(vm)
+        with self._journal.vm_lock(guest.uuid, guest.name):
+            return Release(self.connection, guest, self._journal, self._settings)()
 
     def prepare(self, request: CaptureRequest) -> OverlayPrepared:
         guest = self.connection.guest(request.vm)
