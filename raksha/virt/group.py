@@ -28,9 +28,9 @@ class Group:
 
     captures: tuple[Capture, ...]
     #: seconds between the first and the last snapshot
-    skew: float
+    skew_seconds: float
     #: seconds from the first freeze to the last thaw
-    window: float
+    window_seconds: float
 
 
 def freeze_together(prepared: Sequence[Prepared], deadline: float) -> Group:

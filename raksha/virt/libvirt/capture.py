@@ -126,7 +126,8 @@ class OverlayCapture:
         # The layers below the new overlay must not change while they are read.
         self._frozen = [] if offline else [layer for disk in found.disks for layer in disk.chain]
         self._stamps = stamps(self._frozen)
-        self.machine = read_machine(guest, found.inactive, found.power)
+        bases = {disk.target: own[-1].base for disk in found.disks if (own := disk.lineage.own)}
+        self.machine = read_machine(guest, found.inactive, found.power, bases)
         try:
             self.disks = [self._open(disk) for disk in found.disks]
         except BaseException:

@@ -1,0 +1,98 @@
+"""Giving a VM back to its owner: all layers of ours merged into its own files, no file and no entry of ours left.
+
+Active: commit and pivot, disk by disk. Shut off: `qemu-img commit` under QEMU's locks, then the definition is put back
+on the VM's own file. An overlay below which the VM was restarted may hold the only copy of what was written into it:
+it is left where it lies, and said so.
+"""
+
+from __future__ import annotations
+
+from raksha.config import Settings
+from raksha.errors import ChainUnexpected, DiskUnsupported, VmStarted
+from raksha.journal import Base, Journal, LayerState
+from raksha.virt.libvirt import image, overlay_file
+from raksha.virt.libvirt.chain import ChainBroken, file_id, follow, header, modified, same_file
+from raksha.virt.libvirt.commit import Committer
+from raksha.virt.libvirt.connection import Connection, Guest
+from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
+from raksha.virt.libvirt.lineage import Lineage, tell_apart
+from raksha.virt.libvirt.own_source import own_sources
+from raksha.virt.libvirt.recover import reconcile
+
+
+class Release:
+    """Releases one VM. The caller holds the VM's lock."""
+
+    def __init__(self, connection: Connection, guest: Guest, journal: Journal, settings: Settings) -> None:
+        self._connection = connection
+        self._guest = guest
+        self._journal = journal
+        self._settings = settings
+
+    def __call__(self) -> list[str]:
+        """What was done and what was left, a line each.
+
+        Raises `ForeignChain`, `VmBusy`, `VmStarted`, `CommitFailed`, `ChainUnexpected`, `ImageToolFailed`; disks that
+        were released before stay released.
+        """
+        done = reconcile(self._guest, self._journal, self._settings)
+        targets = sorted({layer.target for layer in self._journal.layers(self._guest.uuid)})
+        active = self._guest.is_active()
+        domain = parse_domain(self._guest.live_xml() if active else self._guest.inactive_xml())
+        for target in targets:
+            disk = domain.disk(target)
+            lineage = self._lineage(disk, active=active) if disk is not None and disk.layers else None
+            if disk is None or lineage is None or not lineage.own:
+                continue
+            self._check(disk, lineage)
+            left = (self._online if active else self._offline)(disk, lineage)
+            done.append(f"{target}: back on {lineage.base.path}; {len(lineage.own)} layer(s) merged")
+            done += left
+        return done or [f"{self._guest.name}: nothing to release"]
+
+    def _lineage(self, disk: Disk, *, active: bool) -> Lineage:
+        known = self._journal.layers(self._guest.uuid, disk.target)
+        try:
+            chain = disk.layers if active or disk.top.format != "qcow2" else follow(disk.layers)
+        except ChainBroken as error:
+            raise DiskUnsupported(vm=self._guest.name, disk=disk.target, detail=error) from error
+        return tell_apart(self._guest.name, disk.target, chain, known, same_file)
+
+    def _check(self, disk: Disk, lineage: Lineage) -> None:
+        for own in lineage.own:
+            head = header(Layer(own.file.path, "file", "qcow2"))
+            if head is not None and head.snapshots:
+                detail = f"{own.file.path} holds an internal snapshot, which a merge would lose; delete it"
+                raise DiskUnsupported(vm=self._guest.name, disk=disk.target, detail=detail)
+
+    def _online(self, disk: Disk, lineage: Lineage) -> list[str]:
+        return Committer(self._guest, self._journal, self._settings).pivot(disk.target, lineage.own)
+
+    def _offline(self, disk: Disk, lineage: Lineage) -> list[str]:
+        paths = [own.file.path for own in lineage.own]
+        detail = {"layers": paths, "base": lineage.base.path}
+        intent = self._journal.begin("offline commit", vm=self._guest.uuid, target=disk.target, detail=detail)
+        self._journal.set_layers(paths, LayerState.MERGING)
+        # The base as the chain itself spells it: qemu-img looks it up by that name.
+        image.commit(paths[0], image.chain(paths[0])[len(paths)].path, self._settings.commit_timeout)
+        self._journal.base_left(self._guest.uuid, disk.target, modified(lineage.base.path))
+        self._redefine(disk.target, lineage)
+        left = [overlay_file.remove(own.file, own.run) for own in lineage.own]
+        self._journal.forget_layers(own.file.path for own, why in zip(lineage.own, left, strict=True) if why is None)
+        self._journal.done(intent, "merged")
+        return [why for why in left if why is not None]
+
+    def _redefine(self, target: str, lineage: Lineage) -> None:
+        """Put the definition back. The layers still hold everything, so a start in between loses nothing."""
+        before = self._guest.inactive_xml(secrets=True)
+        base = Base(file_id(lineage.base.path), lineage.base.kind, lineage.base.format, None)
+        self._connection.define(own_sources(before, {target: base}), self._guest.name)
+        if self._guest.is_active():
+            self._connection.define(before, self._guest.name)
+            self._journal.set_layers([own.file.path for own in lineage.own], LayerState.CHAINED)
+            raise VmStarted(vm=self._guest.name)
+        now = parse_domain(self._guest.inactive_xml()).disk(target)
+        if now is None or [layer.path for layer in now.layers] != [lineage.base.path]:
+            detail = f"the definition has {[layer.path for layer in now.layers] if now else None}"
+            raise ChainUnexpected(vm=self._guest.name, disk=target, operation="the release", detail=detail)
+
