@@ -52,6 +52,11 @@ def create_overlay(path: str, size: int, backing: str, backing_format: str) -> N
     _run([*arguments, "-b", backing, "-F", backing_format, path, str(size)], timeout=_QUICK, cpu=_CPU)
 
 
+def rebase(path: str, backing: str) -> None:
+    """Name another backing file, a qcow2 image, in the header of the qcow2 image at `path`. It is not opened."""
+    _run(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path], timeout=_QUICK, cpu=_CPU)
+
+
 def chain(path: str) -> list[ChainLink]:
     """The chain from the qcow2 image at `path` downwards, while it may be in use."""
     output = _run(["info", "-U", "--backing-chain", "--output=json", "-f", "qcow2", path], timeout=_QUICK, cpu=_CPU)
