@@ -107,6 +107,7 @@ class OverlayCapture:
         *,
         offline: OfflineWatch | None,
         taken_at: float,
+        definition: str,
         warnings: list[str],
     ) -> None:
         self._guest = guest
@@ -126,8 +127,7 @@ class OverlayCapture:
         # The layers below the new overlay must not change while they are read.
         self._frozen = [] if offline else [layer for disk in found.disks for layer in disk.chain]
         self._stamps = stamps(self._frozen)
-        bases = {disk.target: own[-1].base for disk in found.disks if (own := disk.lineage.own)}
-        self.machine = read_machine(guest, found.inactive, found.power, bases)
+        self.machine = read_machine(guest, definition, found.inactive, found.power)
         try:
             self.disks = [self._open(disk) for disk in found.disks]
         except BaseException:

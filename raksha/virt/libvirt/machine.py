@@ -5,15 +5,12 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from raksha.errors import CaptureFailed
-from raksha.journal import Base
 from raksha.virt.capture import Machine
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Domain
-from raksha.virt.libvirt.own_source import own_sources
 
 #: bytes; UEFI variables are some 528 KiB, TPM state less
 _LIMIT = 64 * 1024 * 1024
@@ -22,18 +19,16 @@ _LIMIT = 64 * 1024 * 1024
 _TPM_SYSTEM = Path("/var/lib/libvirt/swtpm")
 
 
-def read_machine(guest: Guest, definition: Domain, power: str, bases: Mapping[str, Base]) -> Machine:
-    """The definition is given as its owner knows it: with the disks on their own files (`bases`, by target).
-
-    Raises `CaptureFailed` for a file that is named but cannot be read: without it the VM may not boot."""
-    tpm = _tpm_directory(guest.uuid) if definition.tpm else None
+def read_machine(guest: Guest, domain_xml: str, domain: Domain, power: str) -> Machine:
+    """Raises `CaptureFailed` for a file that is named but cannot be read: without it the VM may not boot."""
+    tpm = _tpm_directory(guest.uuid) if domain.tpm else None
     return Machine(
         uuid=guest.uuid,
         name=guest.name,
-        domain_xml=own_sources(guest.inactive_xml(secrets=True), bases),
+        domain_xml=domain_xml,
         live_xml=guest.live_xml() if guest.is_active() else None,
         power=power,
-        nvram=_read(guest, definition.nvram) if definition.nvram else None,
+        nvram=_read(guest, domain.nvram) if domain.nvram else None,
         files={"tpm.tar": _tar(guest, tpm)} if tpm else {},
     )
 

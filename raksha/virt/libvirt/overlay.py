@@ -29,6 +29,7 @@ from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
+from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.recover import reconcile
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
@@ -106,11 +107,15 @@ class OverlayPrepared:
         self._intent: int | None = None
         self._offline: OfflineWatch | None = None
         self._taken_at: float | None = None
+        #: as its owner knows it, read before the snapshot changes it
+        self._definition = ""
 
     def make_ready(self) -> None:
         """Make overlays and start the watchdog. After an error call `cancel`."""
         agent = self._survey.live.agent if self._survey.live else None
         self._freezer.prepare(self._survey.power, agent)
+        bases = {disk.target: disk.lineage.base for disk in self._survey.disks if disk.lineage.own}
+        self._definition = own_sources(self._guest.inactive_xml(secrets=True), bases)
         if not self._survey.active:
             self._offline = OfflineWatch(self._guest, self._survey)
             return
@@ -200,6 +205,7 @@ class OverlayPrepared:
             self._settings,
             offline=self._offline,
             taken_at=self._taken_at,
+            definition=self._definition,
             warnings=self._warnings,
         )
         capture.take_over(self._lock)

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 
 from lxml import etree
 
-from raksha.journal import Base
-from raksha.virt.libvirt.domain_xml import parse_xml
+from raksha.virt.libvirt.domain_xml import Layer, parse_xml
 
 _ATTRIBUTE = {"file": "file", "block": "dev"}
 
 
-def own_sources(xml: str, bases: Mapping[str, Base]) -> str:
+def own_sources(xml: str, bases: Mapping[str, Layer]) -> str:
     """The definition with the disks (by target) put back on their own files, otherwise unchanged."""
     if not bases:
         return xml
@@ -21,7 +20,7 @@ def own_sources(xml: str, bases: Mapping[str, Base]) -> str:
         target = disk.find("target")
         base = bases.get(target.get("dev", "")) if target is not None else None
         if base is not None:
-            put_on(disk, base.file.path, base.kind, base.format)
+            put_on(disk, base.path, base.kind, base.format)
     return etree.tostring(root, encoding="unicode")
 
 
@@ -29,7 +28,7 @@ def put_on(disk: etree._Element, path: str, kind: str, form: str) -> None:
     """Make a `<disk>` element name this file (or block device) and nothing below it."""
     disk.set("type", kind)
     for residue in disk.findall("backingStore") + disk.findall("mirror"):
-        _drop(residue)
+        disk.remove(residue)
     driver = disk.find("driver")
     if driver is None:
         driver = etree.Element("driver", name="qemu")
@@ -40,14 +39,9 @@ def put_on(disk: etree._Element, path: str, kind: str, form: str) -> None:
         source = etree.Element("source")
         driver.addnext(source)
     for attribute in ("file", "dev", "dir", "protocol", "name", "pool", "volume", "index", "mode", "startupPolicy"):
-        source.attrib.pop(attribute, None)
+        if attribute in source.attrib:
+            del source.attrib[attribute]
     for child in list(source):
         source.remove(child)
     source.set(_ATTRIBUTE[kind], path)
 
-
-def _drop(element: etree._Element) -> None:
-    """Remove an element and keep the text behind it, so that the rest stays as it was laid out."""
-    parent = element.getparent()
-    if parent is not None:
-        parent.remove(element)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from raksha.config import Settings
 from raksha.errors import ChainUnexpected, DiskUnsupported, VmStarted
-from raksha.journal import Base, Journal, LayerState
+from raksha.journal import Journal, LayerState
 from raksha.virt.libvirt import image, overlay_file
-from raksha.virt.libvirt.chain import ChainBroken, file_id, follow, header, modified, same_file
+from raksha.virt.libvirt.chain import ChainBroken, follow, header, modified, same_file
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
@@ -85,8 +85,7 @@ class Release:
     def _redefine(self, target: str, lineage: Lineage) -> None:
         """Put the definition back. The layers still hold everything, so a start in between loses nothing."""
         before = self._guest.inactive_xml(secrets=True)
-        base = Base(file_id(lineage.base.path), lineage.base.kind, lineage.base.format, None)
-        self._connection.define(own_sources(before, {target: base}), self._guest.name)
+        self._connection.define(own_sources(before, {target: lineage.base}), self._guest.name)
         if self._guest.is_active():
             self._connection.define(before, self._guest.name)
             self._journal.set_layers([own.file.path for own in lineage.own], LayerState.CHAINED)
