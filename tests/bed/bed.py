@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.bed.accelerator import accelerator
 from tests.bed.daemon import Host
 from tests.bed.disks import Disk, failing_server, loop_device, make_qcow2, make_raw
 from tests.bed.image import GuestImage, guest_image
@@ -82,16 +81,18 @@ class Bed:
 
     def machine(
         self, disks: Sequence[Disk], *, name: str = "vm", mode: str = "oracle", span: int = 0, pause: int = 2000,
-        freeze_delay: int = 0, machine: str = "pc", memory: int = 128, agent: bool = True, uefi: bool = False,
+        freeze_delay: int = 0, machine: str = "pc", memory: int | None = None, agent: bool = True, uefi: bool = False,
         devices: str = "",
     ) -> Machine:  # fmt: skip
-        """A defined guest, not started. README.md tells the modes; `memory` in MiB, `pause` in microseconds."""
+        """A defined guest, not started. README.md tells the modes; `memory` in MiB (None: what it needs), `pause` in
+        microseconds."""
         full_name = f"{self.directory.name}-{name}"
         serial = self.host.give(self._touched(f"{name}.log"))
         cmdline = f"console=ttyS0 quiet panic=1 raksha.mode={mode} raksha.span={span} raksha.pause={pause}"
         xml = domain_xml(
-            name=full_name, kind=accelerator(self.host), image=self.image(), disks=disks, serial=serial,
-            cmdline=f"{cmdline} raksha.freeze_delay={freeze_delay}", machine=machine, memory=memory, agent=agent,
+            name=full_name, kind=self.host.domain_type(), image=self.image(), disks=disks, serial=serial,
+            cmdline=f"{cmdline} raksha.freeze_delay={freeze_delay}", machine=machine, agent=agent,
+            memory=memory or (256 if uefi else 128),
             firmware=UEFI.format(nvram=self.directory / f"{name}.nvram") if uefi else "", devices=devices,
         )  # fmt: skip
         made = Machine(self.host, full_name, xml, serial)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import libvirt
 
+from tests.bed.accelerator import kvm_works
 from tests.bed.image import BedError
 
 NOBODY = 65534
@@ -32,6 +33,16 @@ class Host:
 
     def connect(self) -> libvirt.virConnect:
         return libvirt.open(self.uri)
+
+    def domain_type(self) -> str:
+        """"kvm" where guests of this host can have it, else "qemu"."""
+        connection = self.connect()
+        try:
+            capabilities = connection.getCapabilities()
+        finally:
+            connection.close()
+        x86 = capabilities.partition("<arch name='x86_64'>")[2].partition("</arch>")[0]
+        return "kvm" if "<domain type='kvm'" in x86 and kvm_works() else "qemu"
 
     def give(self, path: Path) -> Path:
         """Make a file usable for guests of this host."""
@@ -117,9 +128,8 @@ class SessionHost(Host):
 
     @staticmethod
     def _groups() -> list[int]:
-        """The group that may use KVM, if there is one."""
-        kvm = Path("/dev/kvm")
-        return [kvm.stat().st_gid] if kvm.exists() and kvm.stat().st_mode & 0o060 == 0o060 else []
+        """The group that may use KVM, where that is worth it: probing a broken one takes libvirt long."""
+        return [Path("/dev/kvm").stat().st_gid] if kvm_works() else []
 
     def _end(self, how: signal.Signals) -> None:
         assert self._process is not None
