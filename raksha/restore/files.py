@@ -43,7 +43,7 @@ class PartFile:
         self.close()
         rename_new(self.part, self.path)
         self._published = True
-        sync_directory(self.path.parent)
+        sync(self.path.parent)
 
     def truncate(self, size: int) -> None:
         """Make it `size` bytes long, with a hole where nothing was written."""
@@ -84,10 +84,10 @@ def rename_new(source: Path, target: Path) -> None:
         source.unlink()
 
 
-def sync_directory(path: Path) -> None:
-    """Make names in a directory durable."""
+def sync(path: Path) -> None:
+    """Make a file, or the names in a directory, durable."""
     with writing(path):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
         finally:
