@@ -22,8 +22,11 @@ class RetryStore:
     """Fulfils `Store` by asking another one, more than once.
 
     `deadline` is in seconds and counts for each call by itself; no attempt is begun after it, and one that is under
-    way ends by the time-out of the store below. When `cancel` is set, waiting ends at once and `Interrupted` is
-    raised in place of another attempt; calls that succeed are not disturbed.
+    way ends by the time-out of the store below. Waits are random up to a bound that doubles from `first_wait` to
+    `longest_wait` seconds, so that threads that failed together do not come back together.
+
+    When `cancel` is set, waiting ends at once and `Interrupted` is raised in place of another attempt; calls that
+    succeed are not disturbed.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class RetryStore:
         self._store = store
         self._cancel = cancel or threading.Event()
         self._deadline = deadline
-        self._wait = tenacity.wait_exponential_jitter(initial=first_wait, max=longest_wait, jitter=first_wait)
+        self._wait = tenacity.wait_random_exponential(multiplier=first_wait, max=longest_wait)
         self.url = store.url
         self.manifest_limit = store.manifest_limit
 
