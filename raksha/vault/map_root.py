@@ -41,6 +41,8 @@ MIN_CLUSTER, MAX_CLUSTER = 4096, 2 << 20
 #: plain bytes of one segment, and clusters of one
 MAX_SEGMENT, MAX_SEGMENT_CLUSTERS = 64 << 20, 4096
 MAX_DISK = 1 << 62
+#: frames in one page of the segment table: 4 MiB of lengths
+MAX_PAGE_FRAMES = 1 << 20
 
 _HEADER = struct.Struct("<8sHHIQIIIIIIIIII")
 _SECTION = struct.Struct(f"<QI{SECTION_DIGEST_BYTES}s")
@@ -152,7 +154,8 @@ class MapRoot:
         geometry = Geometry(size, cluster_size, per_segment)
         cut.demand(geometry_problem(geometry) is None, f"its geometry is impossible: {geometry}")
         pages, segments, claims, objects, top, key_bytes, claims_bytes = counts
-        cut.demand(1 <= rows <= 1 << 16 and segments <= SEGMENT_LIMIT, "its segment table is impossible")
+        table_fits = rows >= 1 and rows * per_segment <= MAX_PAGE_FRAMES and segments <= SEGMENT_LIMIT
+        cut.demand(table_fits, "its segment table is impossible")
         cut.demand(max(claims, objects, top) <= TABLE_LIMIT, "it names too many objects")
         root = cls(geometry, "", rows, segment_count=segments)
         root.summary = Section(*_SECTION.unpack(cut.take(_SECTION.size)))

@@ -101,6 +101,7 @@ def test_the_root_is_what_the_byte_tables_say() -> None:
         ({"clusters_per_segment": 0xFFFFFFFF}, "geometry"),
         ({"segment_page_rows": 0}, "segment table"),
         ({"segment_page_rows": 0xFFFFFFFF}, "segment table"),
+        ({"segment_page_rows": (1 << 20) // 64 + 1}, "segment table"),
         ({"segments": 0xFFFFFFFF}, "segment table"),
         ({"segments": 1 << 24}, "shorter than"),
         ({"pages": 0xFFFFFFFF}, "shorter than"),
