@@ -14,12 +14,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from raksha.agent.restore import Restored, RestoreOrder, restore
 from raksha.backup.run import BackupOrder, BackupResult, BackupRun
 from raksha.config import Settings
 from raksha.errors import Damaged, ResourceNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
 from raksha.restore.context import Context
+from raksha.restore.export import ExportDisk, Exported, export
 from raksha.restore.source import DiskSource
 from raksha.restore.verify import CopyToVerify, Finding, verify
 from raksha.retention import beyond_last
@@ -57,7 +59,7 @@ class LocalHost:
 
     def backup(self, url: str, order: BackupOrder, *, take_over: bool = False) -> BackupResult:
         """One run of a job. Raises everything in `raksha.errors`; then nothing of it is visible."""
-        with closing(Journal(self.settings.state_dir)) as journal, closing(OverlayEngine(self.settings, journal)) as engine:
+        with self._engine() as (journal, engine):
             for vm in order.vms:
                 engine.identify(vm)  # a name that is wrong must not make a vault
             with self._writing(url, journal, take_over) as catalog:
@@ -135,7 +137,52 @@ class LocalHost:
             parent=metadata.parent_key,
         )
 
+    def restore(self, url: str, text: str, order: RestoreOrder) -> Restored:
+        """A VM, or disks of one, from a restore point. Nothing half-made is left, except on a device (it says so)."""
+        with self._reading(url) as catalog:
+            run = catalog.find(text, order.vm)
+            vm = catalog.vm(run, order.vm)
+            sources = self._sources(catalog, run, vm, order.disks)
+            metadata = {source.disk: catalog.metadata(self._key(run, vm, source.disk)) for source in sources}
+            return restore(order, catalog.machine(run, vm), sources, metadata, self.settings, self._context())
+
+    def export(
+        self,
+        url: str,
+        text: str,
+        into: Path,
+        *,
+        vm: str | None = None,
+        disks: Sequence[str] = (),
+        flatten: bool = False,
+    ) -> list[Exported]:
+        """Plain qcow2 files of a VM's disks, each with its chain, or flattened."""
+        with self._reading(url) as catalog:
+            run = catalog.find(text, vm)
+            summary = catalog.vm(run, vm)
+            wanted = [
+                ExportDisk(source, [each.resource_key for each in catalog.chain(self._key(run, summary, source.disk))])
+                for source in self._sources(catalog, run, summary, disks)
+            ]
+            return export(wanted, into, self._context(), flatten=flatten)
+
+    # -- the host ---------------------------------------------------------------------------------
+
+    def release(self, vms: Sequence[str]) -> dict[str, list[str]]:
+        """Give VMs back without a trace of us in their chains: what was done, per VM."""
+        with self._engine() as (_, engine):
+            known = [engine.identify(vm) for vm in vms]
+            return {vm.name: engine.release(vm.uuid) for vm in known}
+
     # -- parts ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _engine(self) -> Iterator[tuple[Journal, OverlayEngine]]:
+        with (
+            closing(Journal(self.settings.state_dir)) as journal,
+            closing(OverlayEngine(self.settings, journal)) as engine,
+        ):
+            yield journal, engine
 
     @contextmanager
     def _store(self, url: str) -> Iterator[Store]:
@@ -166,6 +213,9 @@ class LocalHost:
             hashers=[catalog.hasher(metadata.key_id) for metadata in chain],
         )
 
+    def _key(self, run: RunDocument, vm: VmSummary, disk: str) -> ResourceKey:
+        return ResourceKey(run.backupjob, run.backupjobrun, vm.vm, disk)
+
     def _sources(self, catalog: Catalog, run: RunDocument, vm: VmSummary, disks: Sequence[str]) -> list[DiskSource]:
         """The disks of a VM at a restore point: all of them, or those named. Raises `ResourceNotFound`."""
         known = [resource.resource for resource in vm.resources]
@@ -173,9 +223,7 @@ class LocalHost:
             if disk not in known:
                 raise ResourceNotFound(run=run.backupjobrun, resource=f"{vm.name}:{disk}")
         wanted = [target for target in known if not disks or target in disks]
-        return [
-            self._source(catalog, vm, ResourceKey(run.backupjob, run.backupjobrun, vm.vm, target)) for target in wanted
-        ]
+        return [self._source(catalog, vm, self._key(run, vm, target)) for target in wanted]
 
     def _spool(self) -> Path:
         spool = self.settings.state_dir / "spool"

@@ -14,6 +14,7 @@ import msgspec
 
 from raksha import config
 from raksha.agent.local import LocalHost
+from raksha.agent.restore import RestoreOrder
 from raksha.backup.run import BackupOrder
 from raksha.cmd import told
 from raksha.cmd.output import Output
@@ -130,7 +131,7 @@ def _add_restoring(commands: Any) -> None:
 
 
 def _add_host(commands: Any) -> None:
-    _command(commands, "vms", _vms, "VMs of this host and their disks", vault=False)
+    #_command(commands, "vms", _vms, "VMs of this host and their disks", vault=False)
     parser = _command(commands, "release", _release, "take every trace of Raksha out of VMs' disk chains", vault=False)
     parser.add_argument("vm", nargs="+", metavar="VM")
 
@@ -202,3 +203,37 @@ def _verify(options: argparse.Namespace, output: Output, cancel: threading.Event
     document = {"copies": copies, "findings": [asdict(finding) for finding in findings]}
     output.result(document, told.verified(copies, findings, data=options.data))
     return 6 if findings else 0
+
+
+def _restore(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    order = RestoreOrder(
+        vm=options.vm,
+        disks=tuple(options.disk),
+        new_name=options.new_name,
+        into=options.into,
+        to=options.to,
+        format=options.format,
+        thin=told.images(options.thin),
+        start=options.start,
+        dry_run=options.dry_run,
+    )
+    restored = _host(options, output, cancel).restore(options.vault, options.run, order)
+    for warning in restored.warnings:
+        output.warning(warning)
+    output.result(asdict(restored), told.restored(restored, options.dry_run))
+    return 0
+
+
+def _export(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    host = _host(options, output, cancel)
+    files = host.export(
+        options.vault, options.run, options.into, vm=options.vm, disks=options.disk, flatten=options.flatten
+    )
+    output.result({"files": [asdict(file) for file in files]}, told.exported(files))
+    return 0
+
+
+def _release(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    released = _host(options, output, cancel).release(options.vm)
+    output.result({"released": released}, [f"{vm}: {line}" for vm, lines in released.items() for line in lines])
+    return 0

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from raksha.agent.local import Pruned
+from raksha.agent.restore import Restored
 from raksha.cmd.output import human, table
 from raksha.errors import BadArgument
+from raksha.restore.export import Exported
 from raksha.restore.verify import Finding
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
 
@@ -93,7 +96,7 @@ def verified(copies: int, findings: Sequence[Finding], *, data: bool) -> list[st
 
 def pruned(result: Pruned, dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
-    lines = [f"{would}deleted: {each.backupjobrun} of {each.job_name}, {moment(each.taken_at)}" for each in result.deleted]
+    lines = [f"{would}deleted: {run.backupjobrun} of {run.job_name}, {moment(run.taken_at)}" for run in result.deleted]
     return [*lines, f"{len(result.kept)} restore points stay; {result.collected.deleted} objects {would}removed"]
 
 
@@ -104,3 +107,28 @@ def pruned_document(result: Pruned) -> Mapping[str, Any]:
         "objects_removed": result.collected.deleted,
         "objects_kept": result.collected.kept,
     }
+
+
+def images(texts: Sequence[str]) -> dict[str, Path]:
+    """`DISK=IMAGE` arguments. Raises `BadArgument`."""
+    found = {}
+    for text in texts:
+        disk, equals, image = text.partition("=")
+        if not equals or not disk or not image:
+            raise BadArgument(argument=f"--thin {text}", detail="it has the form DISK=IMAGE")
+        found[disk] = Path(image)
+    return found
+
+
+def restored(result: Restored, dry_run: bool) -> list[str]:
+    would = "would be " if dry_run else ""
+    lines = [
+        f"{disk.disk} {would}restored to {disk.target}: {human(disk.size)}"
+        + ("" if dry_run else f", {human(disk.written)} written from {disk.segments} segments")
+        for disk in result.disks
+    ]
+    return [*lines, f"VM {result.vm} {would}defined"] if result.vm else lines
+
+
+def exported(files: Sequence[Exported]) -> list[str]:
+    return [f"{file.path}: {human(file.size)}" + (f", on {file.backing}" if file.backing else "") for file in files]

@@ -74,9 +74,12 @@ class Catalog:
 
     def find(self, text: str, vm: str | None = None) -> RunDocument:
         """A restore point by its id, the beginning of it, or `latest` (of `vm`, where given)."""
-        runs = [run for run in self.runs() if vm is None or any(vm in (each.vm, each.name) for each in run.vms)]
-        if text == "latest" and runs:
-            return runs[-1]
+        runs = self.runs()
+        if text == "latest":
+            of_vm = [run for run in runs if vm is None or any(vm in (each.vm, each.name) for each in run.vms)]
+            if of_vm:
+                return of_vm[-1]
+            runs = []
         fitting = [run for run in runs if text and run.backupjobrun.startswith(text)]
         if not fitting:
             raise RunNotFound(run=text)
