@@ -41,7 +41,7 @@ def open_store(
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise BadVaultUrl(url=_without_secrets(url), detail=str(error)) from error
+        raise BadVaultUrl(url=_without_secrets(url), detail="it cannot be read") from error
     if parts.query or parts.fragment or "@" in parts.netloc:
         raise BadVaultUrl(url=_without_secrets(url), detail="it may have no user, query or fragment")
     if parts.scheme == "file":
@@ -64,7 +64,7 @@ def _path(url: str, parts: SplitResult) -> Path:
 
 def _swift(url: str, parts: SplitResult, credentials: Credentials | None, timeout: float) -> Store:
     if parts.path not in ("", "/") or not (parts.netloc == "" or _PREFIX.fullmatch(parts.netloc)):
-        raise BadVaultUrl(url=url, detail="the prefix has letters, digits, '.', '_' and '-', at most 64")
+        raise BadVaultUrl(url=_without_secrets(url), detail="the prefix has letters, digits, '.', '_' and '-', at most 64")
     try:
         # only those who keep a vault in Swift need its client (the extra `swift`)
         from raksha.vault.swift import SwiftStore
@@ -76,4 +76,4 @@ def _swift(url: str, parts: SplitResult, credentials: Credentials | None, timeou
 
 def _without_secrets(url: str) -> str:
     """What stands before an @, and after a question mark, may be one."""
-    return re.sub(r"//[^/]*@", "//…@", url).partition("?")[0]
+    return re.sub(r"^(\w*:?/*).*@", r"\1…@", url).partition("?")[0]
