@@ -259,8 +259,8 @@ class Connection:
         return sorted((Guest(domain) for domain in domains), key=lambda guest: guest.name)
 
     def define(self, xml: str, name: str) -> Guest:
-        """Make or replace a persistent definition, validated against libvirt's schema."""
+        """Make or replace a persistent definition."""
         try:
-            return Guest(self._connection.defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE))
+            return Guest(self._connection.defineXML(xml))
         except libvirt.libvirtError as error:
             raise LibvirtFailed(action="define", vm=name, detail=error.get_error_message()) from error

@@ -51,7 +51,7 @@ class Survey:
 
 def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()) -> Survey:
     """Raises `Refused` errors; then nothing was changed."""
-    _check_vm(guest)
+    check_vm(guest)
     inactive = parse_domain(guest.inactive_xml())
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
@@ -62,7 +62,7 @@ def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()
     wanted = [disk for disk in shown.disks if disk.target not in exclude and is_candidate(disk)]
     if not wanted:
         raise VmWithoutDisks(vm=guest.name)
-    disks = tuple(_disk(guest, journal, disk, live, inactive) for disk in wanted)
+    disks = tuple(check_disk(guest, journal, disk, live, inactive) for disk in wanted)
     targets = {disk.target for disk in disks}
     left_out = tuple(target for target in known if target not in targets)
     return Survey(guest.uuid, guest.name, power, live, inactive, disks, left_out)
@@ -73,7 +73,8 @@ def is_candidate(disk: Disk) -> bool:
     return disk.device in ("disk", "lun") and not disk.readonly and bool(disk.layers)
 
 
-def _check_vm(guest: Guest) -> None:
+def check_vm(guest: Guest) -> None:
+    """Raises `VmUnsupported`, `VmBusy`."""
     if not guest.is_persistent():
         raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and our overlays, when it ends")
     if guest.has_saved_state():
@@ -104,7 +105,8 @@ def obstacle(disk: Disk) -> str | None:
     return None
 
 
-def _disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> SurveyedDisk:
+def check_disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> SurveyedDisk:
+    """Raises `Refused` errors."""
     if problem := obstacle(disk):
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
     try:

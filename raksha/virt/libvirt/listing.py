@@ -1,0 +1,99 @@
+"""What there is on a host, and what of it can be protected. Changes nothing, fails for no single VM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raksha.errors import LibvirtFailed, RakshaError, Refused
+from raksha.journal import Journal
+from raksha.virt.libvirt.connection import Connection, Guest
+from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
+from raksha.virt.libvirt.survey import check_disk, check_vm, is_candidate
+
+
+@dataclass(frozen=True, slots=True)
+class DiskEntry:
+    target: str
+    #: bytes; None: no medium, or it cannot be measured
+    size: int | None
+    format: str
+    #: the active layer as libvirt spells it
+    path: str | None
+    #: it would be part of a backup
+    protectable: bool
+    #: why not, or None
+    reason: str | None
+    #: the runs that an increment can build on; empty: the next backup reads the whole disk
+    counts_from: tuple[str, ...]
+    #: number of layers of ours in its chain
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class VmEntry:
+    uuid: str
+    name: str
+    #: running, paused or shut off
+    power: str
+    #: why the VM as a whole cannot be protected now, or None
+    reason: str | None
+    disks: tuple[DiskEntry, ...]
+
+
+def list_vms(connection: Connection, journal: Journal) -> list[VmEntry]:
+    """All VMs by name. Raises `HypervisorUnavailable`."""
+    entries = []
+    for guest in connection.guests():
+        try:
+            entries.append(_vm(guest, journal))
+        except LibvirtFailed as error:
+            # It may have gone while we looked.
+            entries.append(VmEntry(guest.uuid, guest.name, "unknown", str(error.fields["detail"]), ()))
+    return entries
+
+
+def _vm(guest: Guest, journal: Journal) -> VmEntry:
+    try:
+        check_vm(guest)
+        reason = None
+    except Refused as error:
+        reason = _why(error)
+    inactive = parse_domain(guest.inactive_xml())
+    power = guest.power()
+    live = parse_domain(guest.live_xml()) if power != "shut off" else None
+    disks = tuple(_disk(guest, journal, disk, live, inactive) for disk in (live or inactive).disks)
+    return VmEntry(guest.uuid, guest.name, power, reason, disks)
+
+
+def _disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> DiskEntry:
+    counts: tuple[str, ...] = ()
+    layers = 0
+    reason: str | None = None
+    if not is_candidate(disk):
+        reason = "it has no medium" if not disk.layers else "read-only" if disk.device == "disk" else f"a {disk.device}"
+    else:
+        try:
+            own = check_disk(guest, journal, disk, live, inactive).lineage.own
+            layers = len(own)
+            counts = tuple(sorted(run for layer in own for run in layer.counts_from))
+        except Refused as error:
+            reason = _why(error)
+    try:
+        size = guest.capacity(disk.target) if disk.layers else None
+    except LibvirtFailed:
+        size = None
+    top = disk.layers[0] if disk.layers else None
+    return DiskEntry(
+        target=disk.target,
+        size=size,
+        format=top.format if top else "",
+        path=top.path if top else None,
+        protectable=reason is None,
+        reason=reason,
+        counts_from=counts,
+        layers=layers,
+    )
+
+
+def _why(error: RakshaError) -> str:
+    return str(error.fields.get("detail", error))
