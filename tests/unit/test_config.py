@@ -1,0 +1,48 @@
+"""Settings: defaults, file, overrides; and the sample that operators start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from oslo_config import cfg
+
+from raksha import config
+from raksha.config import Settings
+
+SAMPLE = Path(__file__).parents[2] / "etc/raksha.conf.sample"
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "raksha.conf"
+    path.write_text("[host]\nworkers = 7\nagent_timeout = 9\n")
+    settings = config.load(path, workers=3, state_dir="relative/state", overlay_dir=None)
+    assert (settings.workers, settings.agent_timeout) == (3, 9)
+    assert settings.state_dir == Path.cwd() / "relative/state"
+    assert settings.overlay_dir is None
+
+
+@pytest.mark.parametrize("text", ["[host]\nworkers = 0\n", "[host]\nworkers = many\n", "workers = 3\n", "[host\n"])
+def test_a_wrong_value_is_an_error(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "raksha.conf"
+    path.write_text(text)
+    with pytest.raises(cfg.Error):
+        config.load(path)
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(cfg.Error):
+        config.load(tmp_path / "none.conf")
+
+
+def test_the_sample_shows_every_setting_with_its_default(tmp_path: Path) -> None:
+    shown = dict(re.findall(r"^#(\w+) = ?(.*)$", SAMPLE.read_text(), re.M))
+    assert list(shown) == [field.name for field in fields(Settings)]
+    path = tmp_path / "raksha.conf"
+    path.write_text("[host]\n" + "".join(f"{name} = {value}\n" for name, value in shown.items() if value))
+    uncommented = config.load(path)
+    for field in fields(Settings):
+        if field.name not in ("libvirt_uri", "state_dir"):
+            assert getattr(uncommented, field.name) == field.default, field.name
