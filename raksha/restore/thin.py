@@ -16,7 +16,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -57,15 +57,34 @@ class ThinResult:
         return self.shared < _LITTLE * (self.shared + self.restored.written)
 
 
-def restore_thin(source: DiskSource, target: Path, base: Base, context: Context) -> ThinResult:
-    """`target` becomes a qcow2 image on top of `base`. Raises as `restore_disks` does, and `DiskReadFailed`."""
+@dataclass(frozen=True, slots=True)
+class ThinJob:
+    """A disk compared with a base: what is left to restore."""
+
+    job: DiskJob
+    _base: Path
+    _difference: _Difference
+
+    def result(self, restored: DiskResult) -> ThinResult:
+        difference = self._difference
+        size = difference.geometry.cluster_size
+        return ThinResult(restored, self._base, difference.shared * size, difference.blanked * size)
+
+
+@contextmanager
+def thin_job(source: DiskSource, target: Path, base: Base, context: Context) -> Iterator[ThinJob]:
+    """Compare; then `job` may be given to `restore_disks`. Raises `DiskLost`, `DiskReadFailed`, `Interrupted`."""
     with ExitStack() as stack:
         with losing(source):
-            pages = stack.enter_context(_Difference(source, base, context))
+            difference = stack.enter_context(_Difference(source, base, context))
         image = Qcow2File(target, Backing(str(base.path.absolute()), base.format))
-        restored = restore_disks([DiskJob(source, image, pages)], context)[0]
-        size = pages.geometry.cluster_size
-        return ThinResult(restored, base.path, pages.shared * size, pages.blanked * size)
+        yield ThinJob(DiskJob(source, image, difference), base.path, difference)
+
+
+def restore_thin(source: DiskSource, target: Path, base: Base, context: Context) -> ThinResult:
+    """`target` becomes a qcow2 image on top of `base`. Raises as `restore_disks` does, and `DiskReadFailed`."""
+    with thin_job(source, target, base, context) as thin:
+        return thin.result(restore_disks([thin.job], context)[0])
 
 
 class _Difference:
