@@ -64,7 +64,8 @@ def _path(url: str, parts: SplitResult) -> Path:
 
 def _swift(url: str, parts: SplitResult, credentials: Credentials | None, timeout: float) -> Store:
     if parts.path not in ("", "/") or not (parts.netloc == "" or _PREFIX.fullmatch(parts.netloc)):
-        raise BadVaultUrl(url=_without_secrets(url), detail="the prefix has letters, digits, '.', '_' and '-', at most 64")
+        detail = "the prefix has letters, digits, '.', '_' and '-', at most 64"
+        raise BadVaultUrl(url=_without_secrets(url), detail=detail)
     try:
         # only those who keep a vault in Swift need its client (the extra `swift`)
         from raksha.vault.swift import SwiftStore
