@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.bed.image import GuestImage, guest_image
 
 #: seconds; a guest under a KVM that works is off again after two
-TRIAL = 20
+TRIAL = 8
 
 
 @lru_cache

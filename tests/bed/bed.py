@@ -34,6 +34,7 @@ class Bed:
         self.directory = Path(tempfile.mkdtemp(prefix="t", dir=host.directory))
         self.directory.chmod(0o755)
         host.give(self.directory)
+        self._loops: dict[Path, Path] = {}
         self._stack = ExitStack()
         self._stack.callback(shutil.rmtree, self.directory)
 
@@ -67,7 +68,13 @@ class Bed:
     def loop(self, name: str, size: int = 16 * MIB) -> Disk:
         """A raw block device, until the bed's end. Needs root, and `qemu:///system` to be used by a guest."""
         path = self.raw(name, size).path
-        return Disk(self._stack.enter_context(loop_device(path)), "raw", kind="block")
+        device = self._stack.enter_context(loop_device(path))
+        self._loops[device] = path
+        return Disk(device, "raw", kind="block")
+
+    def loop_file(self, disk: Disk) -> Path:
+        """The file below a disk from `loop`."""
+        return self._loops[disk.path]
 
     def failing(self, name: str, size: int = 16 * MIB) -> tuple[Disk, Path]:
         """A network disk, and the file that makes all reads from it fail while it exists."""

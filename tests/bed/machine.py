@@ -66,9 +66,10 @@ class Machine:
         self.start()
         self.wait_for(r"READY \w+", since=since, timeout=BOOT)
         if "org.qemu.guest_agent.0" in self.xml():
-            self._wait_for_agent()
+            self.wait_for_agent()
 
-    def _wait_for_agent(self) -> None:
+    def wait_for_agent(self) -> None:
+        """Also wanted after a restart of the daemon, which has to connect to it anew."""
         deadline = time.monotonic() + BOOT
         while True:
             try:

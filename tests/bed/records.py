@@ -80,7 +80,7 @@ def read_records(path: Path, number: int) -> DiskRecords:
     magic, newest, _, slots, *_ = LINE.unpack_from(header)
     if magic != HEADER:
         return DiskRecords(0, ())
-    if header != _block([HEADER, newest, number, slots, 0, 0, 0]):
+    if header != make_header(newest, number, slots):
         return DiskRecords(newest, (f"the header is damaged (newest {newest})",))
     expected = {slot_of(n, slots): n for n in range(max(1, newest - slots + 1), newest + 1)}
     problems = []
@@ -105,6 +105,11 @@ def slot_of(n: int, slots: int) -> int:
 def make_record(n: int, number: int) -> bytes:
     """The 4096 bytes of record n of a disk."""
     return _block([RECORD, n, number, *(_mix((n * 8 + i + (number << 56)) & WORD) for i in range(3, 7))])
+
+
+def make_header(newest: int, number: int, slots: int) -> bytes:
+    """The 4096 bytes at the start of a disk."""
+    return _block([HEADER, newest, number, slots, 0, 0, 0])
 
 
 def _record_number(block: bytes, number: int) -> int | None:
