@@ -34,6 +34,7 @@ from raksha.vault.commit import open_catalog_for_writing
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
+from raksha.virt.libvirt.listing import VmEntry, list_vms
 from raksha.virt.libvirt.overlay import OverlayEngine
 
 
@@ -167,6 +168,11 @@ class LocalHost:
             return export(wanted, into, self._context(), flatten=flatten)
 
     # -- the host ---------------------------------------------------------------------------------
+
+    def vms(self) -> list[VmEntry]:
+        """What there is, and what of it can be protected."""
+        with self._engine() as (journal, engine):
+            return list_vms(engine.connection, journal)
 
     def release(self, vms: Sequence[str]) -> dict[str, list[str]]:
         """Give VMs back without a trace of us in their chains: what was done, per VM."""

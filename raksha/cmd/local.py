@@ -131,7 +131,7 @@ def _add_restoring(commands: Any) -> None:
 
 
 def _add_host(commands: Any) -> None:
-    #_command(commands, "vms", _vms, "VMs of this host and their disks", vault=False)
+    _command(commands, "vms", _vms, "VMs of this host and their disks", vault=False)
     parser = _command(commands, "release", _release, "take every trace of Raksha out of VMs' disk chains", vault=False)
     parser.add_argument("vm", nargs="+", metavar="VM")
 
@@ -236,4 +236,10 @@ def _export(options: argparse.Namespace, output: Output, cancel: threading.Event
 def _release(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
     released = _host(options, output, cancel).release(options.vm)
     output.result({"released": released}, [f"{vm}: {line}" for vm, lines in released.items() for line in lines])
+    return 0
+
+
+def _vms(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    vms = _host(options, output, cancel).vms()
+    output.result({"vms": [asdict(vm) for vm in vms]}, told.vms(vms))
     return 0

@@ -16,6 +16,7 @@ from raksha.errors import BadArgument
 from raksha.restore.export import Exported
 from raksha.restore.verify import Finding
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+from raksha.virt.libvirt.listing import DiskEntry, VmEntry
 
 
 def excluded(texts: Sequence[str], vms: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -33,6 +34,24 @@ def excluded(texts: Sequence[str], vms: Sequence[str]) -> dict[str, frozenset[st
 
 def moment(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def vms(found: Sequence[VmEntry]) -> list[str]:
+    """A line per disk; what cannot be protected says why."""
+    rows: list[Sequence[object]] = []
+    for vm in found:
+        for disk in vm.disks:
+            size = human(disk.size) if disk.size is not None else None
+            rows.append((vm.name, vm.power, disk.target, size, disk.format, vm.reason or _state(disk)))
+        if not vm.disks:
+            rows.append((vm.name, vm.power, None, None, None, vm.reason or "no disks"))
+    return table(("VM", "STATE", "DISK", "SIZE", "FORMAT", "PROTECTION"), rows) if rows else ["no VMs"]
+
+
+def _state(disk: DiskEntry) -> str:
+    if disk.reason is not None:
+        return f"no: {disk.reason}"
+    return "next backup is incremental" if disk.counts_from else "next backup reads the whole disk"
 
 
 def backup(run: RunDocument) -> list[str]:

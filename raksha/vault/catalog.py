@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from raksha.errors import (
+    MetadataInvalid,
     ObjectMissing,
     ParentMissing,
     ResourceNotFound,
@@ -117,9 +118,16 @@ class Catalog:
         return chain[::-1]
 
     def reader(self, metadata: BackupMetadata) -> MapReader:
-        """The map of one disk copy; pages are fetched and verified as they are used."""
+        """The map of one disk copy; pages are fetched and verified as they are used.
+
+        Raises `ObjectMissing`, `ObjectCorrupt`, `MetadataInvalid` when map and metadata are not of one disk.
+        """
         name = names.map_object(metadata.resource_key, metadata.map.digest)
-        return MapReader.open(StoreSource(self.store, name, metadata.map.size), metadata.map.digest)
+        reader = MapReader.open(StoreSource(self.store, name, metadata.map.size), metadata.map.digest)
+        if (reader.geometry, reader.key_id) != (metadata.geometry, metadata.key_id):
+            detail = "its geometry or key is not that of the map it names"
+            raise MetadataInvalid(name=names.metadata(metadata.resource_key), detail=detail)
+        return reader
 
     def readers(self, chain: Sequence[BackupMetadata]) -> list[MapReader]:
         return [self.reader(metadata) for metadata in chain]

@@ -217,8 +217,12 @@ def encode(document: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes, kind: type[T], name: str) -> T:
-    """Raises `MetadataInvalid` naming the object."""
+    """Raises `MetadataInvalid` naming the object, also for a format that this code does not know."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        document = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MetadataInvalid(name=name, detail=str(error)) from error
+    # vault.json is refused by name: `VaultNewer`
+    if kind is not VaultDocument and getattr(document, "format", FORMAT) > FORMAT:
+        raise MetadataInvalid(name=name, detail=f"its format is newer than {FORMAT}, which this Raksha reads")
+    return document

@@ -309,3 +309,23 @@ def test_damaged_metadata_is_an_error_that_names_it(tmp_path: Path, damage: obje
 def test_names_never_leave_their_folder(name: str) -> None:
     with pytest.raises(RakshaError):
         names.run(name, "run")
+
+
+def test_a_map_of_another_disk_is_refused_even_if_it_is_sound(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    grow(bench, 1)
+    name = names.metadata(ResourceKey(JOB, "r1", VM, "vda"))
+    good = bench.store.get(name)
+    size = bench.catalog.metadata(ResourceKey(JOB, "r1", VM, "vda")).size
+    bench.store.put(name, good.replace(f'"size": {size}'.encode(), f'"size": {size - 512}'.encode()))
+    with pytest.raises(MetadataInvalid, match="geometry"):
+        bench.restored("r1")
+
+
+def test_a_document_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    grow(bench, 1)
+    name = names.run(JOB, "r1")
+    bench.store.put(name, bench.store.get(name).replace(b'"format": 1', b'"format": 2'))
+    with pytest.raises(MetadataInvalid, match="newer"):
+        bench.catalog.run(JOB, "r1")
