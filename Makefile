@@ -1,0 +1,41 @@
+# Short names for what is done often. `make` alone lists them.
+.DEFAULT_GOAL := help
+.PHONY: help setup test unit contract functional lint types imports bench quickstart clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: ## install what is needed, make .venv
+	scripts/setup --tests
+
+test: ## everything: lint, types, imports, all tests
+	./run-tests
+
+unit: ## quick tests without any daemon
+	./run-tests unit
+
+contract: ## the vault's contract against every store, a real Swift among them
+	./run-tests contract
+
+functional: ## tests with real guests, libvirt, qemu-img and Swift
+	./run-tests functional
+
+lint: ## ruff
+	./run-tests lint
+
+types: ## mypy, strict
+	./run-tests types
+
+imports: ## the layers of docs/architecture.md
+	./run-tests imports
+
+bench: ## measure against qemu-img, borg and restic
+	scripts/setup --bench
+	for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+
+quickstart: ## back up and restore a real VM, and tell what happened
+	./quickstart
+
+clean: ## remove .venv, caches and what was built
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +
