@@ -1,4 +1,4 @@
-"""The state of an emulated TPM, put where libvirt looks for it: a guest that sealed its disk with it needs it to boot."""
+"""The state of an emulated TPM, put where libvirt looks for it. A guest that sealed its disk with it needs it."""
 
 from __future__ import annotations
 
