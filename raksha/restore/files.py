@@ -1,7 +1,8 @@
 """Writing files that appear whole or not at all, and the space for them.
 
-A file is written under a hidden name beside its place (`.raksha-XXXXXXXX.part`, mode 0600) and gets its own name at
-the end, without ever replacing anything. A process that is killed leaves the hidden file only.
+A file is written under a hidden name beside its place (`.raksha-XXXXXXXX.part`, mode 0600, owned like its directory
+where that is ours to do) and gets its own name at the end, without ever replacing anything. A process that is killed
+leaves the hidden file only.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class PartFile:
     def publish(self) -> None:
         """Make it durable and give it its name. Raises `TargetExists` if something took the name meanwhile."""
         with writing(self.path):
+            if os.geteuid() == 0:
+                # a directory that somebody else owns is for a VM that somebody else runs
+                owner = self.path.parent.stat()
+                os.fchown(self.fd, owner.st_uid, owner.st_gid)
             os.fsync(self.fd)
         self.close()
         rename_new(self.part, self.path)

@@ -128,8 +128,7 @@ def restore_machine(connection: Connection, order: MachineOrder, context: Contex
     check_name(connection, order.name)
     plan = _plan(order)
     with ExitStack() as stack:
-        thin = {each.source.disk: _thin(each, each.base, context, stack) for each in order.disks if each.base}
-        jobs = [thin[each.source.disk].job if each.base else _job(each) for each in order.disks]
+        jobs, thin = disk_jobs(order.disks, context, stack)
         results = restore_disks(jobs, context)
         with ExitStack() as undo:
             for job in jobs:
@@ -151,6 +150,14 @@ def _plan(order: MachineOrder) -> PlannedDomain:
         for each in order.disks
     }
     return plan_domain(order.domain_xml, order.name, disks, str(order.nvram_path) if order.nvram is not None else None)
+
+
+def disk_jobs(
+    disks: Sequence[Placement], context: Context, stack: ExitStack
+) -> tuple[list[DiskJob], dict[str, ThinJob]]:
+    """What `restore_disks` is to do, valid until `stack` ends; and by disk, what compares with a base."""
+    thin = {each.source.disk: _thin(each, each.base, context, stack) for each in disks if each.base}
+    return [thin[each.source.disk].job if each.base else _job(each) for each in disks], thin
 
 
 def _job(each: Placement) -> DiskJob:

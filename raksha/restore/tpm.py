@@ -9,6 +9,7 @@ import pwd
 import tarfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from raksha.errors import MetadataInvalid, TargetExists, TargetFailed
 from raksha.restore.files import writing
@@ -19,7 +20,7 @@ _LIMIT = 16 * 1024 * 1024
 
 def tpm_directory(uri: str, uuid: str) -> Path:
     """Where the libvirt at `uri` keeps the state for the VM with this UUID."""
-    if uri.endswith("/session"):
+    if urlsplit(uri).path == "/session":
         return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "libvirt/qemu/swtpm" / uuid
     return Path("/var/lib/libvirt/swtpm") / uuid
 
@@ -36,7 +37,7 @@ def put_tpm_state(archive: bytes, directory: Path) -> None:
         raise MetadataInvalid(name="TPM state", detail=str(error)) from error
     try:
         with writing(directory):
-            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
             directory.mkdir(mode=0o700)
     except TargetFailed as error:
         if isinstance(error.__cause__, FileExistsError):

@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
+import io
 import os
+import re
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace as replace_order
 from pathlib import Path
 
+import libvirt
 import pytest
+from lxml import etree
 
-from raksha.errors import DeviceHalfWritten, DiskLost, Interrupted, TargetUnusable
+from raksha.errors import (
+    BadName,
+    DeviceHalfWritten,
+    DiskLost,
+    Interrupted,
+    LibvirtFailed,
+    MetadataInvalid,
+    TargetExists,
+    TargetUnusable,
+)
+from raksha.restore.base import RawBase
 from raksha.restore.context import Context
 from raksha.restore.device import BlockDevice
 from raksha.restore.disk import restore_disk
+from raksha.restore.machine import Format, MachineOrder, place, restore_machine
+from raksha.restore.tpm import tpm_directory
 from raksha.types import Geometry
+from raksha.virt.libvirt.connection import Connection
+from tests.bed import Bed
 from tests.unit.restore.vault import CLUSTER, CountingStore, Vault, context, pattern
 
 SIZE = 4 * 1024 * 1024
+
+
+def qemu_img(*arguments: object) -> None:
+    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @contextlib.contextmanager
@@ -65,9 +93,6 @@ def test_a_device_that_cannot_zero_is_written_with_zeroes(
     vault: Vault, stale: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> int:
-        import ctypes
-        import errno
-
         ctypes.set_errno(errno.EOPNOTSUPP)
         return -1
 
@@ -166,3 +191,218 @@ def test_damage_seen_before_a_device_is_touched_is_told_as_it_is(vault: Vault, s
     with loop_device(stale) as device, pytest.raises(DiskLost):
         restore_disk(source, BlockDevice(device), context(tmp_path))
     assert stale.read_bytes() == before
+
+
+# -- a new libvirt domain -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def target(bed: Bed) -> Path:
+    made = bed.directory / "target"
+    made.mkdir()
+    return bed.host.give(made)
+
+
+def two_disks(tmp_path: Path) -> list[Vault]:
+    vaults = [Vault(tmp_path, Geometry(SIZE, CLUSTER, 8), disk=disk) for disk in ("vda", "vdb")]
+    for at, vault in enumerate(vaults):
+        vault.add({number: pattern(1000 * at + number) for number in range(3, 200)})
+        vault.add({5: None, 100: pattern(1), 400: pattern(2 + at)})
+    return vaults
+
+
+def order(bed: Bed, vaults: list[Vault], target: Path, **more: object) -> MachineOrder:
+    source = bed.machine([bed.qcow2("a"), bed.raw("b")], uefi="nvram" in more)
+    name = f"{bed.directory.name}-back"
+    placed = place([vault.source() for vault in vaults], name, target, Format(more.pop("format", "qcow2")))
+    return MachineOrder(name, source.xml(inactive=True), placed, **more)
+
+
+def defined(bed: Bed) -> list[str]:
+    """Of this test."""
+    with closing(bed.host.connect()) as connection:
+        names = [domain.name() for domain in connection.listAllDomains()]
+    return sorted(name for name in names if name.startswith(bed.directory.name))
+
+
+@pytest.fixture
+def connection(bed: Bed) -> Iterator[Connection]:
+    with Connection(bed.uri) as made:
+        yield made
+        for name in defined(bed):
+            if name.endswith("-back"):
+                guest = made._connection.lookupByName(name)
+                if guest.isActive():
+                    guest.destroy()
+                guest.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+
+
+@pytest.mark.bed
+@pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
+def test_a_restored_vm_is_defined_with_its_disks(
+    bed: Bed, connection: Connection, tmp_path: Path, target: Path, disk_format: str
+) -> None:
+    vaults = two_disks(tmp_path)
+    wanted = order(bed, vaults, target, format=disk_format)
+
+    made = restore_machine(connection, wanted, context(tmp_path))
+
+    xml = etree.fromstring(connection.guest(made.uuid).inactive_xml())
+    original = etree.fromstring(wanted.domain_xml)
+    assert xml.findtext("name") == wanted.name
+    assert xml.findtext("uuid") == made.uuid != original.findtext("uuid")
+    paths = [element.get("file") for element in xml.iterfind("devices/disk/source")]
+    assert paths == [str(target / f"{wanted.name}-{disk}.{disk_format}") for disk in ("vda", "vdb")]
+    for path, vault in zip(paths, vaults, strict=True):
+        (tmp_path / "model").write_bytes(vault.models[-1])
+        qemu_img("compare", "-f", disk_format, "-F", "raw", path, tmp_path / "model")
+    assert not made.started
+    assert sorted(each.name for each in target.iterdir()) == sorted(Path(path).name for path in paths)
+
+
+@pytest.mark.bed
+def test_a_restored_vm_starts_if_asked(bed: Bed, connection: Connection, tmp_path: Path, target: Path) -> None:
+    vaults = two_disks(tmp_path)
+    made = restore_machine(connection, order(bed, vaults, target, start=True), context(tmp_path))
+    assert (made.started, made.start_error) == (True, None)
+    assert connection.guest(made.uuid).is_active()
+
+
+@pytest.mark.bed
+def test_a_vm_that_cannot_start_stays_and_tells_why(
+    bed: Bed, connection: Connection, tmp_path: Path, target: Path
+) -> None:
+    wanted = order(bed, two_disks(tmp_path), target, start=True)
+    missing = re.sub("<kernel>[^<]*", "<kernel>/nowhere/kernel", wanted.domain_xml)
+    made = restore_machine(connection, replace_order(wanted, domain_xml=missing), context(tmp_path))
+    assert not made.started
+    assert "/nowhere/kernel" in (made.start_error or "")
+    assert connection.guest(made.uuid).name == wanted.name
+
+
+@pytest.mark.bed
+def test_uefi_variables_come_with_it(bed: Bed, connection: Connection, tmp_path: Path, target: Path) -> None:
+    variables = Path("/usr/share/OVMF/OVMF_VARS_4M.fd").read_bytes()
+    wanted = order(bed, two_disks(tmp_path), target, nvram=variables, nvram_path=target / "back.fd")
+    made = restore_machine(connection, wanted, context(tmp_path))
+    assert (target / "back.fd").read_bytes() == variables
+    assert f">{target / 'back.fd'}</nvram>" in connection.guest(made.uuid).inactive_xml()
+
+
+@pytest.mark.bed
+def test_the_state_of_a_tpm_comes_with_it(
+    bed: Bed, connection: Connection, tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    buffer = io.BytesIO()
+    (tmp_path / "state" / "tpm2").mkdir(parents=True)
+    (tmp_path / "state" / "tpm2" / "tpm2-00.permall").write_bytes(b"sealed")
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(tmp_path / "state", arcname=".")
+    wanted = order(bed, two_disks(tmp_path), target, files={"tpm.tar": buffer.getvalue()})
+
+    made = restore_machine(connection, wanted, context(tmp_path))
+
+    there = tpm_directory("qemu:///session", made.uuid)
+    assert there.is_relative_to(tmp_path / "config")
+    assert (there / "tpm2" / "tpm2-00.permall").read_bytes() == b"sealed"
+
+
+@pytest.mark.bed
+@pytest.mark.parametrize("fault", ["segment", "definition", "nvram", "cancel", "target", "tpm"])
+def test_a_failed_restore_leaves_neither_vm_nor_file(
+    bed: Bed, connection: Connection, tmp_path: Path, target: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    vaults = two_disks(tmp_path)
+    wanted = order(bed, vaults, target, nvram=b"variables", nvram_path=target / "back.fd")
+    how = context(tmp_path)
+    expected: type[Exception] = LibvirtFailed
+    left: list[str] = []
+    if fault == "segment":
+        vaults[1].store.delete(vaults[1].made[0].rows[4].name)
+        expected = DiskLost
+    elif fault == "definition":
+        xml = wanted.domain_xml.replace("<devices>", "<devices><emulator>/nowhere/qemu</emulator>")
+        wanted = replace_order(wanted, domain_xml=xml)
+    elif fault == "nvram":
+        (target / "back.fd").write_bytes(b"mine")
+        expected, left = TargetExists, ["back.fd"]
+    elif fault == "cancel":
+        how.cancel.set()
+        expected = Interrupted
+    elif fault == "target":
+        wanted.disks[1].path.write_bytes(b"mine")
+        expected, left = TargetExists, [wanted.disks[1].path.name]
+    else:
+        wanted = replace_order(wanted, files={"tpm.tar": b"no archive"})
+        expected = MetadataInvalid
+
+    with pytest.raises(expected):
+        restore_machine(connection, wanted, how)
+
+    assert sorted(each.name for each in target.iterdir()) == left
+    assert all((target / name).read_bytes() == b"mine" for name in left)
+    assert defined(bed) == [f"{bed.directory.name}-vm"]
+    assert not list((tmp_path / "config").rglob("*"))
+
+
+@pytest.mark.bed
+def test_a_name_that_is_taken_is_refused_before_anything_is_written(
+    bed: Bed, connection: Connection, tmp_path: Path, target: Path
+) -> None:
+    wanted = order(bed, two_disks(tmp_path), target)
+    with pytest.raises(TargetExists, match=f"VM {bed.directory.name}-vm"):
+        restore_machine(connection, replace_order(wanted, name=f"{bed.directory.name}-vm"), context(tmp_path))
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.bed
+def test_one_disk_only(bed: Bed, connection: Connection, tmp_path: Path, target: Path) -> None:
+    made = restore_machine(connection, order(bed, two_disks(tmp_path)[:1], target), context(tmp_path))
+    xml = etree.fromstring(connection.guest(made.uuid).inactive_xml())
+    assert [element.get("dev") for element in xml.iterfind("devices/disk/target")] == ["vda"]
+    assert any(warning.startswith("vdb:") for warning in made.warnings)
+
+
+@pytest.mark.bed
+def test_thin_on_the_base_image(bed: Bed, connection: Connection, tmp_path: Path, target: Path) -> None:
+    vaults = two_disks(tmp_path)
+    base = target / "golden"
+    base.write_bytes(vaults[0].models[0])
+    wanted = order(bed, vaults, target)
+    thin = place([vault.source() for vault in vaults], wanted.name, target, bases={"vda": RawBase(base)})
+    made = restore_machine(connection, replace_order(wanted, disks=thin), context(tmp_path))
+    (tmp_path / "model").write_bytes(vaults[0].models[-1])
+    qemu_img("compare", "-f", "qcow2", "-F", "raw", thin[0].path, tmp_path / "model")
+    assert list(made.thin) == ["vda"]
+    assert made.thin["vda"].restored.written == 2 * CLUSTER
+
+
+@pytest.mark.system
+def test_a_disk_on_a_block_device(
+    system_bed: Bed, stale: Path, tmp_path: Path
+) -> None:
+    vaults = two_disks(tmp_path)
+    with loop_device(stale) as device, Connection(system_bed.uri) as connection:
+        source = system_bed.machine([system_bed.qcow2("a"), system_bed.raw("b")])
+        name = f"{system_bed.directory.name}-back"
+        placed = place([vault.source() for vault in vaults], name, system_bed.directory, devices={"vdb": device})
+        made = restore_machine(
+            connection, MachineOrder(name, source.xml(inactive=True), placed), context(tmp_path)
+        )
+        try:
+            xml = etree.fromstring(connection.guest(made.uuid).inactive_xml())
+            assert [dict(element.attrib) for element in xml.iterfind("devices/disk/source")] == [
+                {"file": str(placed[0].path)},
+                {"dev": str(device)},
+            ]
+            assert device.read_bytes()[:SIZE] == vaults[1].models[-1]
+        finally:
+            connection.guest(made.uuid).undefine()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "x" * 201, "new\nline"])
+def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadName):
+        place([], name, tmp_path)
