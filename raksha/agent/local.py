@@ -145,7 +145,8 @@ class LocalHost:
             vm = catalog.vm(run, order.vm)
             sources = self._sources(catalog, run, vm, order.disks)
             metadata = {source.disk: catalog.metadata(self._key(run, vm, source.disk)) for source in sources}
-            return restore(order, catalog.machine(run, vm), sources, metadata, self.settings, self._context())
+            uri = self.settings.libvirt_uri
+            return restore(order, catalog.machine(run, vm), sources, metadata, uri, self._context())
 
     def export(
         self,

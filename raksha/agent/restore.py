@@ -5,6 +5,8 @@
     to PATH            one disk, into a file or a block device
     into DIR           files, one a disk: <vm>-<disk>.qcow2
     into DIR as NAME   those files, and a new VM that uses them
+    device DISK=PATH   that disk goes into a block device instead
+    thin DISK=IMAGE    that disk becomes a qcow2 image on top of one that is at hand
 """
 
 from __future__ import annotations
@@ -14,16 +16,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raksha.config import Settings
 from raksha.errors import BadArgument, TargetExists, TargetUnusable
+from raksha.restore.base import Base
 from raksha.restore.context import Context
-from raksha.restore.device import BlockDevice
-from raksha.restore.disk import DiskJob, DiskResult, restore_disks
+from raksha.restore.disk import DiskResult, restore_disks
 from raksha.restore.image_base import ImageBase
+from raksha.restore.machine import Format, MachineOrder, Placement, disk_jobs, restore_machine
 from raksha.restore.source import DiskSource
-from raksha.restore.targets import Qcow2File, RawFile, Target
-from raksha.restore.thin import restore_thin
 from raksha.vault.metadata import BackupMetadata, VMMetadata
+from raksha.virt.libvirt.connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,10 @@ class RestoreOrder:
     new_name: str | None = None
     into: Path | None = None
     to: Path | None = None
-    #: "raw" or "qcow2"; None: as the VM had it
-    format: str | None = None
+    #: of files; None: as the VM had it
+    format: Format | None = None
+    #: block device, per disk target
+    devices: Mapping[str, Path] = field(default_factory=dict)
     #: base image at hand, per disk target
     thin: Mapping[str, Path] = field(default_factory=dict)
     start: bool = False
@@ -50,8 +53,9 @@ class RestoreOrder:
 class Restored:
     """What came of it."""
 
-    #: name of the new VM, if one was defined
+    #: name and UUID of the new VM, if one was defined
     vm: str | None
+    uuid: str | None
     disks: tuple[DiskResult, ...]
     warnings: tuple[str, ...] = ()
 
@@ -61,80 +65,105 @@ def restore(
     machine: VMMetadata,
     sources: Sequence[DiskSource],
     metadata: Mapping[str, BackupMetadata],
-    settings: Settings,
+    libvirt_uri: str,
     context: Context,
 ) -> Restored:
     """Raises `BadArgument` for an order that cannot be, and what restores raise; then nothing was made."""
-    _check(order, sources)
-    places = {source.disk: _place(order, machine, source.disk, metadata[source.disk]) for source in sources}
-    if order.dry_run:
-        would = tuple(DiskResult(s.disk, places[s.disk].path, s.geometry.size, 0, 0) for s in sources)
-        return Restored(order.new_name, would)
-    return Restored(None, tuple(_disks(order, sources, places, context)))
+    _check(order, [source.disk for source in sources])
+    with ExitStack() as stack:
+        placements = [
+            _place(order, machine, source, metadata[source.disk], _base(order, source.disk, stack))
+            for source in sources
+        ]
+        if order.dry_run:
+            would = tuple(DiskResult(p.source.disk, p.path, p.source.geometry.size, 0, 0) for p in placements)
+            return Restored(order.new_name, None, would)
+        if order.new_name is None:
+            jobs, _ = disk_jobs(placements, context, stack)
+            return Restored(None, None, tuple(restore_disks(jobs, context)))
+        return _machine(order, machine, placements, libvirt_uri, context)
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where one disk goes."""
+def _machine(
+    order: RestoreOrder, machine: VMMetadata, placements: Sequence[Placement], libvirt_uri: str, context: Context
+) -> Restored:
+    assert order.new_name is not None and order.into is not None
+    wanted = MachineOrder(
+        name=order.new_name,
+        domain_xml=machine.domain_xml,
+        disks=placements,
+        nvram=machine.nvram,
+        nvram_path=order.into.absolute() / f"{order.new_name}_VARS.fd",
+        files=machine.files,
+        start=order.start,
+    )
+    connection = Connection(libvirt_uri)
+    try:
+        made = restore_machine(connection, wanted, context)
+    finally:
+        connection.close()
+    warnings = [*made.warnings]
+    warnings += [f"{disk}: {thin.base} has little of it; is it the right image?"
+                 for disk, thin in made.thin.items() if thin.shares_little]  # fmt: skip
+    if made.start_error is not None:
+        warnings.append(f"VM {made.name} is there, but does not start: {made.start_error}")
+    return Restored(made.name, made.uuid, tuple(made.disks), tuple(warnings))
 
-    path: Path
-    #: raw or qcow2
-    format: str
-    device: bool
 
-    def target(self) -> Target:
-        if self.device:
-            return BlockDevice(self.path)
-        return RawFile(self.path) if self.format == "raw" else Qcow2File(self.path)
-
-
-def _check(order: RestoreOrder, sources: Sequence[DiskSource]) -> None:
+def _check(order: RestoreOrder, disks: Sequence[str]) -> None:
     if (order.to is None) == (order.into is None):
         raise BadArgument(argument="--to, --into", detail="one of them says where to restore to")
-    if order.to is not None and (order.new_name or len(sources) != 1):
+    if order.to is not None and (order.new_name or order.devices or len(disks) != 1):
         raise BadArgument(argument="--to", detail="it takes one disk (--disk) and makes no VM")
     if order.start and not order.new_name:
         raise BadArgument(argument="--start", detail="there is no new VM to start without --as")
-    for disk in order.thin:
-        if disk not in {source.disk for source in sources}:
-            raise BadArgument(argument=f"--thin {disk}=", detail="that disk is not among those to restore")
+    for option, named in (("--thin", order.thin), ("--device", order.devices)):
+        for disk in named:
+            if disk not in disks:
+                raise BadArgument(argument=f"{option} {disk}=", detail="that disk is not among those to restore")
+    if both := sorted(order.thin.keys() & order.devices.keys()):
+        raise BadArgument(argument=f"--thin {both[0]}=", detail="a block device holds no image on top of another")
 
 
-def _place(order: RestoreOrder, machine: VMMetadata, disk: str, metadata: BackupMetadata) -> Place:
-    form = order.format or ("raw" if metadata.facts.get("format") == "raw" and disk not in order.thin else "qcow2")
+def _base(order: RestoreOrder, disk: str, stack: ExitStack) -> Base | None:
+    image = order.thin.get(disk)
+    if image is None or order.dry_run:
+        return None
+    if not image.exists():
+        raise TargetUnusable(target=image, detail="there is no such base image")
+    return stack.enter_context(ImageBase(image, image_format(image)))
+
+
+def _place(
+    order: RestoreOrder, machine: VMMetadata, source: DiskSource, metadata: BackupMetadata, base: Base | None
+) -> Placement:
+    had = Format.RAW if metadata.facts.get("format") == "raw" else Format.QCOW2
+    form = order.format or (Format.QCOW2 if source.disk in order.thin else had)
+    if source.disk in order.thin and form is not Format.QCOW2:
+        raise BadArgument(argument="--format raw", detail="an image on top of another (--thin) is qcow2")
+    device = order.devices.get(source.disk)
+    if device is None and order.to is not None and order.to.is_block_device():
+        device = order.to
+    if device is not None:
+        return Placement(source, device.absolute(), Format.RAW, device=True)
     if order.to is not None:
-        if order.to.is_block_device():
-            return Place(order.to, "raw", device=True)
         suffix = order.to.suffix.removeprefix(".")
-        return Place(order.to, order.format or (suffix if suffix in ("raw", "qcow2") else form), device=False)
-    assert order.into is not None
-    if not order.into.is_dir():
-        raise TargetUnusable(target=order.into, detail="it is no directory")
-    place = Place(order.into / f"{order.new_name or machine.name}-{disk}.{form}", form, device=False)
-    if place.path.exists():
-        raise TargetExists(target=place.path)
-    return place
-
-
-def _disks(
-    order: RestoreOrder, sources: Sequence[DiskSource], places: Mapping[str, Place], context: Context
-) -> list[DiskResult]:
-    results = []
-    for source in sources:
-        image = order.thin.get(source.disk)
-        if image is None:
-            continue
-        with ExitStack() as stack:
-            base = stack.enter_context(ImageBase(image, image_format(image)))
-            results.append(restore_thin(source, places[source.disk].path, base, context).restored)
-    plain = [DiskJob(source, places[source.disk].target()) for source in sources if source.disk not in order.thin]
-    return [*results, *restore_disks(plain, context)]
+        path = order.to.absolute()
+        form = order.format or (Format(suffix) if suffix in list(Format) and base is None else form)
+    else:
+        assert order.into is not None
+        if not order.into.is_dir():
+            raise TargetUnusable(target=order.into, detail="it is no directory")
+        path = order.into.absolute() / f"{order.new_name or machine.name}-{source.disk}.{form}"
+    if path.exists():
+        raise TargetExists(target=path)
+    return Placement(source, path, form, base=base)
 
 
 def image_format(image: Path) -> str:
     """By its name, never by its content. Raises `BadArgument`."""
     suffix = image.suffix.removeprefix(".")
-    if suffix in ("qcow2", "raw"):
+    if suffix in list(Format):
         return suffix
     if suffix == "img" or image.is_block_device():
         return "raw"

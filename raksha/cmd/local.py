@@ -18,6 +18,7 @@ from raksha.agent.restore import RestoreOrder
 from raksha.backup.run import BackupOrder
 from raksha.cmd import told
 from raksha.cmd.output import Output
+from raksha.restore.machine import Format
 from raksha.states import Quiesce
 
 Call = Callable[[argparse.Namespace, Output, threading.Event], int]
@@ -116,7 +117,10 @@ def _add_restoring(commands: Any) -> None:
     parser.add_argument("--as", dest="new_name", metavar="NAME", help="define a new VM of this name")
     parser.add_argument("--into", metavar="DIR", type=Path, help="directory for the disks")
     parser.add_argument("--to", metavar="PATH", type=Path, help="one disk, into this file or block device")
-    parser.add_argument("--format", choices=["qcow2", "raw"], help="of files; default: as the VM had it")
+    parser.add_argument("--format", type=Format, choices=list(Format), metavar="FORMAT",
+                        help="of files: qcow2 or raw; default: as the VM had it")  # fmt: skip
+    parser.add_argument("--device", action="append", default=[], metavar="DISK=PATH",
+                        help="put a disk into a block device; what it holds is overwritten")  # fmt: skip
     parser.add_argument("--thin", action="append", default=[], metavar="DISK=IMAGE",
                         help="build on an original image that is at hand")  # fmt: skip
     parser.add_argument("--start", action="store_true", help="start the new VM")
@@ -213,7 +217,8 @@ def _restore(options: argparse.Namespace, output: Output, cancel: threading.Even
         into=options.into,
         to=options.to,
         format=options.format,
-        thin=told.images(options.thin),
+        devices=told.paths("--device", options.device),
+        thin=told.paths("--thin", options.thin),
         start=options.start,
         dry_run=options.dry_run,
     )

@@ -128,14 +128,14 @@ def pruned_document(result: Pruned) -> Mapping[str, Any]:
     }
 
 
-def images(texts: Sequence[str]) -> dict[str, Path]:
-    """`DISK=IMAGE` arguments. Raises `BadArgument`."""
+def paths(option: str, texts: Sequence[str]) -> dict[str, Path]:
+    """`DISK=PATH` arguments. Raises `BadArgument`."""
     found = {}
     for text in texts:
-        disk, equals, image = text.partition("=")
-        if not equals or not disk or not image:
-            raise BadArgument(argument=f"--thin {text}", detail="it has the form DISK=IMAGE")
-        found[disk] = Path(image)
+        disk, equals, path = text.partition("=")
+        if not equals or not disk or not path:
+            raise BadArgument(argument=f"{option} {text}", detail="it has the form DISK=PATH")
+        found[disk] = Path(path)
     return found
 
 

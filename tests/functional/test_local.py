@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,35 @@ def test_every_point_of_a_busy_guest_holds_what_was_acknowledged(bed: Bed, local
     for run, acknowledged in points:
         check_records([(path, "raw") for path in restored(local, run, tmp_path / "out", vm.name)], acknowledged)
     vm.wait_for_records(5)
+
+
+def test_a_restored_vm_boots_and_finds_its_records(bed: Bed, local: Local, tmp_path: Path) -> None:
+    bed.qcow2("base")
+    vm = bed.machine([bed.qcow2("a", None, backing="base.qcow2"), bed.raw("b")], pause=0)
+    vm.boot()
+    vm.wait_for_records(30)
+    local.good("backup", vm.name)
+    acknowledged = vm.wait_for_records(30)
+    answer = local.good("backup", vm.name, "--quiesce", "require")
+    assert answer.json["run"]["vms"][0]["consistency"] == "quiesced"
+    into = bed.directory / "images"
+    into.mkdir()
+    name = f"{vm.name}-again"
+    made = local.good("restore", "latest", "--vm", vm.name, "--as", name, "--into", into).json
+    assert (made["vm"], {disk["disk"] for disk in made["disks"]}) == (name, {"vda", "vdb"})
+    check_records([(Path(disk["target"]), Path(disk["target"]).suffix[1:]) for disk in made["disks"]], acknowledged)
+    for path in (into, *into.iterdir()):
+        bed.host.give(path)
+    again = vm.connection.lookupByName(name)
+    try:
+        again.create()
+        console = Path(next(text.split(" goes to ")[1] for text in made["warnings"] if text.startswith("serial")))
+        deadline = time.monotonic() + 60
+        while "VERDICT" not in (console.read_text(errors="replace") if console.exists() else ""):
+            assert time.monotonic() < deadline, "the restored VM does not boot"
+            time.sleep(0.2)
+        assert "VERDICT good" in console.read_text(errors="replace")
+    finally:
+        if again.isActive():
+            again.destroy()
+        again.undefine()
