@@ -120,8 +120,8 @@ class SwiftStore:
         target = "/".join(self._place(name))
         rows = [{"path": "/" + "/".join(self._place(part.name)), "size_bytes": part.size} for part in parts]
         body = json.dumps(rows).encode()
-        answer = self._ask(lambda _, token, conn: _put_manifest(token, conn, target, body), name, writing=True)
-        status, problems = verdict(self.url, answer)
+        status, answer = self._ask(lambda _, token, conn: _put_manifest(token, conn, target, body), name, writing=True)
+        status, problems = verdict(self.url, status, answer)
         if problems:
             self._explain(parts, dict(problems))
         if not 200 <= status < 300:
@@ -172,7 +172,7 @@ class SwiftStore:
                 if error.http_status != 416:
                     raise
                 return error.http_response_headers, b""
-            if len(found[1]) != int(found[0].get("content-length", len(found[1]))):
+            if len(found[1]) != _stated_length(found[0]):
                 raise ConnectionError(f"{name} broke off after {len(found[1])} bytes")
             return found
 
@@ -189,6 +189,7 @@ class SwiftStore:
 
         def call(url: str, token: str, conn: HttpConn) -> Mapping[str, str]:
             found: Mapping[str, str] = client.head_object(url, token, container, key, conn, headers=dict(_NEWEST))
+            _stated_length(found)
             return found
 
         return self._ask(call, name)
@@ -287,8 +288,8 @@ class SwiftStore:
             return self._account.request(call)
 
 
-def _put_manifest(token: str, conn: HttpConn, target: str, body: bytes) -> bytes:
-    """The body of the answer, which swiftclient's `put_object` does not give."""
+def _put_manifest(token: str, conn: HttpConn, target: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer, which swiftclient's `put_object` does not give."""
     parsed, connection = conn
     path = f"{parsed.path}/{quote(target)}?multipart-manifest=put&heartbeat=on"
     headers = {"X-Auth-Token": token, "Accept": "application/json", "Content-Type": "application/octet-stream"}
@@ -297,7 +298,14 @@ def _put_manifest(token: str, conn: HttpConn, target: str, body: bytes) -> bytes
     answer: bytes = response.read()
     if not 200 <= response.status < 300:
         raise ClientException.from_response(response, "Manifest PUT failed", answer)
-    return answer
+    return response.status, answer
+
+
+def _stated_length(answer: Mapping[str, str]) -> int:
+    """The HTTP library takes headers that break off for complete ones; those of Swift always hold a length."""
+    if "content-length" not in answer:
+        raise ConnectionError("an answer broke off in its headers")
+    return int(answer["content-length"])
 
 
 def _whole_size(answer: Mapping[str, str]) -> int:

@@ -50,13 +50,13 @@ def translated(url: str, name: str = "", *, writing: bool = False) -> Iterator[N
         raise VaultUnavailable(url=url, detail=f"{_reason(error)}{_where(error)}") from error
 
 
-def verdict(url: str, body: bytes) -> tuple[int, list[tuple[str, str]]]:
+def verdict(url: str, status: int, body: bytes) -> tuple[int, list[tuple[str, str]]]:
     """Status and problems (`container/key` as Swift knows it, what is wrong) from the answer to a manifest.
 
     Swift answers 202 before it has looked at the parts; what it found is in the body.
     """
-    if not body.strip():
-        return 201, []
+    if status != 202:
+        return status, []
     try:
         found = json.loads(body)
         status = int(found["Response Status"].split()[0])
