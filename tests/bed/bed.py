@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from xml.etree import ElementTree
 
 from tests.bed.daemon import Host
 from tests.bed.disks import Disk, failing_server, loop_device, make_qcow2, make_raw
-from tests.bed.image import GuestImage, guest_image
+from tests.bed.image import BedError, GuestImage, guest_image
 from tests.bed.machine import Machine, domain_xml
 
 MIB = 1024 * 1024
@@ -27,11 +28,11 @@ class Bed:
     Names of guests must be unique on the host: the bed puts its own in front.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, prefix: str = "t") -> None:
         self.host = host
         self.uri = host.uri
         #: files of this bed; readable and writable for the host's guests
-        self.directory = Path(tempfile.mkdtemp(prefix="t", dir=host.directory))
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix, dir=host.directory))
         self.directory.chmod(0o755)
         host.give(self.directory)
         self._loops: dict[Path, Path] = {}
@@ -48,6 +49,10 @@ class Bed:
 
     def close(self) -> None:
         self._stack.close()
+
+    def keep(self) -> None:
+        """Leave everything where it is."""
+        self._stack.pop_all()
 
     # disks
 
@@ -102,10 +107,24 @@ class Bed:
             memory=memory or (256 if uefi else 128),
             firmware=UEFI.format(nvram=self.directory / f"{name}.nvram") if uefi else "", devices=devices,
         )  # fmt: skip
-        made = Machine(self.host, full_name, xml, serial)
-        self._stack.callback(made.close)
-        self._stack.callback(made.remove)
-        return made
+        return self._tracked(Machine(self.host, full_name, serial, xml))
+
+    def adopt(self, name: str) -> Machine:
+        """A guest that somebody else defined on the host, such as a restored one; removed with the others."""
+        connection = self.host.connect()
+        try:
+            xml = connection.lookupByName(name).XMLDesc()
+        finally:
+            connection.close()
+        serial = ElementTree.fromstring(xml).find("devices/serial/source")
+        if serial is None:
+            raise BedError(f"{name} has no serial console")
+        return self._tracked(Machine(self.host, name, Path(serial.attrib["path"])))
+
+    def _tracked(self, machine: Machine) -> Machine:
+        self._stack.callback(machine.close)
+        self._stack.callback(machine.remove)
+        return machine
 
     def image(self) -> GuestImage:
         """The guest image, where this host's guests can read it."""

@@ -25,13 +25,15 @@ BOOT = 60
 class Machine:
     """A defined domain. Everything is asked of libvirt anew, so that a restarted daemon does no harm."""
 
-    def __init__(self, host: Host, name: str, xml: str, serial: Path) -> None:
+    def __init__(self, host: Host, name: str, serial: Path, xml: str | None = None) -> None:
+        """Define it, or find the one that is there under this name."""
         self.host = host
         self.name = name
         #: the file that has all the guest ever printed
         self.serial = serial
         self._connection: libvirt.virConnect | None = None
-        self.uuid: str = self.connection.defineXML(xml).UUIDString()
+        domain = self.connection.defineXML(xml) if xml else self.connection.lookupByName(name)
+        self.uuid: str = domain.UUIDString()
 
     @property
     def connection(self) -> libvirt.virConnect:
