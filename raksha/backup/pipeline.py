@@ -8,6 +8,8 @@
             row = put(pack)                  # worker thread: unless the vault has this segment
             map += pack, row                 # this thread, in guest order
 
+The two halves of a full copy's piece are one step of one thread: what was just read is still in the processor's cache.
+
 Promises: memory is bounded by the number of workers, whatever the size of the disk; the first error wins and ends
 all threads; nothing is visible in the vault but inert segments until the run is committed; a cluster read as
 zeroes is never stored.
@@ -31,7 +33,7 @@ from raksha.types import ExtentKind, Geometry
 from raksha.vault.chain import Chain, ChainPage
 from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.map import DATA, MapBuilder
-from raksha.vault.segment import HASH_BYTES, ClusterHasher, Codec, SegmentRow, segment_digest
+from raksha.vault.segment import HASH_BYTES, Buffer, ClusterHasher, Codec, SegmentRow, segment_digest
 from raksha.vault.store import Store
 from raksha.virt.capture import DiskCapture, DiskReader
 
@@ -65,7 +67,7 @@ class Cell:
     #: keyed hash of the data; empty for zeroes
     hash: bytes = b""
     #: plain data, zero-padded to a whole cluster; let go as soon as it is stored
-    data: bytes = b""
+    data: Buffer = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,7 @@ class DiskPipeline:
         self._readers: list[DiskReader] = []
         self._zero = bytes(geometry.cluster_size)
         self._failed = threading.Event()
+        self._window = to.workers * 2
 
     def run(self, builder: MapBuilder) -> Moved:
         """Fill `builder`. Raises `Interrupted`, `DiskReadFailed`, `VaultError`."""
@@ -159,29 +162,33 @@ class DiskPipeline:
 
     def _stored(self, pool: ThreadPoolExecutor, runs: ClusterRuns) -> Iterator[Stored]:
         """Results in guest order; at most a window of work is under way, in memory or waiting."""
-        window = self._to.workers * 2
-        reads: deque[Future[list[Cell]]] = deque()
         puts: deque[Future[Stored]] = deque()
-        packer = Packer(self._geometry.clusters_per_segment, aligned=self._disk.mode is ReadMode.FULL)
-
-        def drain(limit: int) -> Iterator[Stored]:
-            while len(puts) > limit:
+        for put in self._puts(pool, runs):
+            puts.append(put)
+            while len(puts) > self._window:
                 yield puts.popleft().result()
+        while puts:
+            yield puts.popleft().result()
 
-        def packs(limit: int) -> Iterator[Pack]:
-            while len(reads) > limit:
-                yield from packer.add(reads.popleft().result())
-
+    def _puts(self, pool: ThreadPoolExecutor, runs: ClusterRuns) -> Iterator[Future[Stored]]:
+        if self._disk.mode is ReadMode.FULL:  # equal ranges make equal segments: a piece is a pack
+            for piece in self._pieces(runs):
+                self._check()
+                yield pool.submit(self._read_and_put, piece)
+            return
+        reads: deque[Future[list[Cell]]] = deque()
+        packer = Packer(self._geometry.clusters_per_segment)
         for piece in self._pieces(runs):
             self._check()
             reads.append(pool.submit(self._read, piece))
-            for pack in packs(window):
-                puts.append(pool.submit(self._put, pack))
-                yield from drain(window)
-        for pack in (*packs(0), *packer.rest()):
-            puts.append(pool.submit(self._put, pack))
-            yield from drain(window)
-        yield from drain(0)
+            while len(reads) > self._window:
+                yield from self._packed(pool, packer.add(reads.popleft().result()))
+        while reads:
+            yield from self._packed(pool, packer.add(reads.popleft().result()))
+        yield from self._packed(pool, packer.rest())
+
+    def _packed(self, pool: ThreadPoolExecutor, packs: Iterable[Pack]) -> Iterator[Future[Stored]]:
+        return (pool.submit(self._put, pack) for pack in packs)
 
     def _take(self, builder: MapBuilder, result: Stored) -> int:
         """Into the map; the number of data clusters."""
@@ -252,22 +259,24 @@ class DiskPipeline:
         return cells
 
     def _data(self, run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:
-        size = self._geometry.cluster_size
+        size, hasher = self._geometry.cluster_size, self._to.hasher
         start = run.first * size
         block = self._reader().pread(start, min(run.count * size, self._geometry.size - start))
-        for number in range(run.count):
-            cluster = run.first + number
-            # bytes, not a memoryview: comparing bytes is some fifty times as fast
-            data = block[number * size : (number + 1) * size]
-            if len(data) < size:
-                data = data.ljust(size, b"\0")
-            if data == self._zero:
+        if len(block) < run.count * size:
+            block = block.ljust(run.count * size, b"\0")
+        # a view of the block keeps all of it in memory: right where all of it waits for its turn together
+        keep = memoryview if self._disk.mode is ReadMode.FULL else bytes
+        view = memoryview(block)
+        for cluster, at in enumerate(range(0, run.count * size, size), run.first):
+            # not by comparing views, which takes some fifty times as long
+            if block.startswith(self._zero, at):
                 if self._must_say_zero(cluster, expected):
                     yield Cell(cluster, 1)
                 continue
-            digest = self._to.hasher.hash(data)
+            data = view[at : at + size]
+            digest = hasher.hash(data)
             if expected is None or not expected.is_data(cluster) or expected.hash(cluster) != digest:
-                yield Cell(cluster, 1, digest, data)
+                yield Cell(cluster, 1, digest, keep(data))
         self._to.progress.advance(run.count * size)
 
     def _must_say_zero(self, cluster: int, expected: Expected | None) -> bool:
@@ -281,6 +290,9 @@ class DiskPipeline:
             reader = self._local.reader = self._disk.open()
             self._readers.append(reader)
         return reader
+
+    def _read_and_put(self, piece: Piece) -> Stored:
+        return self._put(Pack(self._read(piece)))
 
     def _put(self, pack: Pack) -> Stored:
         if self._failed.is_set():
@@ -342,11 +354,10 @@ def _zeroes(run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:
 
 
 class Packer:
-    """Gathers cells into packs: as they come for a full copy (equal ranges make equal segments), else filled up."""
+    """Gathers cells into packs that are full, or nearly nothing but zeroes."""
 
-    def __init__(self, clusters_per_segment: int, *, aligned: bool) -> None:
+    def __init__(self, clusters_per_segment: int) -> None:
         self._limit = clusters_per_segment
-        self._aligned = aligned
         self._pack = Pack()
 
     def add(self, cells: Iterable[Cell]) -> Iterator[Pack]:
@@ -355,8 +366,6 @@ class Packer:
                 yield from self.rest()
             self._pack.cells.append(cell)
             self._pack.clusters += bool(cell.hash)
-        if self._aligned:
-            yield from self.rest()
 
     def rest(self) -> Iterator[Pack]:
         if self._pack.cells:

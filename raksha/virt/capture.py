@@ -75,7 +75,7 @@ class BaseImage:
 class DiskReader(Protocol):
     """One thread's connection to a frozen disk."""
 
-    def pread(self, offset: int, length: int) -> bytes:
+    def pread(self, offset: int, length: int) -> bytes | bytearray:
         """Exactly `length` bytes; beyond the end of the disk there is nothing to ask for. Raises `DiskReadFailed`."""
 
     def close(self) -> None: ...
