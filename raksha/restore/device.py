@@ -52,19 +52,7 @@ class BlockDevice:
         self._fd = -1
         self._size = 0
 
-    def prepare(self, pages: Pages, context: Context) -> None:
-        self._geometry = pages.geometry
-        self._open()
-        if self._size < self._geometry.size:
-            detail = f"it has {self._size} bytes, the disk has {self._geometry.size}"
-            raise TargetUnusable(target=self.path, detail=detail)
-        for start, length in self._blank(pages):
-            context.check()
-            self.spoiled = True
-            with writing(self.path):
-                _zero(self._fd, start, length)
-
-    def _open(self) -> None:
+    def claim(self) -> None:
         try:
             if not stat.S_ISBLK(self.path.stat().st_mode):
                 raise TargetUnusable(target=self.path, detail="it is no block device")
@@ -75,6 +63,17 @@ class BlockDevice:
             busy = error.errno in (errno.EBUSY, errno.EAGAIN)
             detail = "it is in use (mounted, part of another device, or open in QEMU)" if busy else error.strerror
             raise TargetUnusable(target=self.path, detail=detail) from error
+
+    def prepare(self, pages: Pages, context: Context) -> None:
+        self._geometry = pages.geometry
+        if self._size < self._geometry.size:
+            detail = f"it has {self._size} bytes, the disk has {self._geometry.size}"
+            raise TargetUnusable(target=self.path, detail=detail)
+        for start, length in self._blank(pages):
+            context.check()
+            self.spoiled = True
+            with writing(self.path):
+                _zero(self._fd, start, length)
 
     def _blank(self, pages: Pages) -> Iterator[tuple[int, int]]:
         """(start, length) in bytes of everything that is to read as zeroes, in steps."""

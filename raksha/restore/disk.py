@@ -2,7 +2,7 @@
 
 ::
 
-    plan every disk; is there room for all of them?
+    claim every target, plan every disk; is there room for all of them?
     for each: prepare the target, fetch and write
     make all of them durable and give them their names
     after any error or a cancel: remove what was made
@@ -64,6 +64,8 @@ def restore_disks(jobs: Sequence[DiskJob], context: Context) -> list[DiskResult]
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(_discarding(jobs))
+        for job in jobs:
+            job.target.claim()
         plans = [stack.enter_context(_planned(job, context)) for job in jobs]
         require_space([_room(job, plan) for job, plan in zip(jobs, plans, strict=True)])
         results = [_write(job, plan, context) for job, plan in zip(jobs, plans, strict=True)]

@@ -2,7 +2,8 @@
 
 The life of a target::
 
-    target.prepare(pages, context)          # checks, room, tables, zeroes; a file has a hidden name so far
+    target.claim()                          # nobody else has it, or gets it; a file has a hidden name so far
+    target.prepare(pages, context)          # tables, zeroes
     target.write(cluster, data) ...         # any thread, any order, each data cluster once
     target.finish()                         # durable; a file gets its name
     target.discard()                        # instead of that, or after it: nothing of a file is left
@@ -42,6 +43,9 @@ class Target(Sink, Protocol):
     #: bytes of a file system that a data cluster takes besides its own; None where space is no question
     overhead: int | None
 
+    def claim(self) -> None:
+        """Changes nothing that is there. Raises `TargetExists`, `TargetUnusable`."""
+
     def prepare(self, pages: Pages, context: Context) -> None:
         """Raises `Refused` errors, `TargetFailed`, `Interrupted`."""
 
@@ -69,10 +73,13 @@ class RawFile:
         self._geometry = Geometry(0)
         self._file: PartFile | None = None
 
+    def claim(self) -> None:
+        self._file = PartFile(self.path)
+
     def prepare(self, pages: Pages, context: Context) -> None:
+        assert self._file is not None
         context.check()
         self._geometry = pages.geometry
-        self._file = PartFile(self.path)
         self._file.truncate(self._geometry.size)
 
     def write(self, cluster: int, data: Sequence[bytes]) -> None:
@@ -107,13 +114,16 @@ class Qcow2File:
         self._tables: dict[int, int] = {}
         self._file: PartFile | None = None
 
+    def claim(self) -> None:
+        self._file = PartFile(self.path)
+
     def prepare(self, pages: Pages, context: Context) -> None:
+        assert self._file is not None
         self._geometry = pages.geometry
         try:
             image = PlainImage(self._geometry, self._counts(pages), self._backing)
         except ValueError as error:
             raise TargetUnusable(target=self.path, detail=str(error)) from error
-        self._file = PartFile(self.path)
         self._file.truncate(image.layout.file_size)
         for offset, data in image.fixed():
             self._file.write([data], offset)

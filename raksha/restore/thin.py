@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from raksha.errors import TargetExists
 from raksha.qcow2.header import Backing
 from raksha.restore.base import Base
 from raksha.restore.context import Context
@@ -73,7 +74,13 @@ class ThinJob:
 
 @contextmanager
 def thin_job(source: DiskSource, target: Path, base: Base, context: Context) -> Iterator[ThinJob]:
-    """Compare; then `job` may be given to `restore_disks`. Raises `DiskLost`, `DiskReadFailed`, `Interrupted`."""
+    """Compare; then `job` may be given to `restore_disks`.
+
+    Raises `TargetExists`, `DiskLost`, `DiskReadFailed`, `Interrupted`.
+    """
+    if os.path.lexists(target):
+        # restoring would find that out too, after a long comparison
+        raise TargetExists(target=target)
     with ExitStack() as stack:
         with losing(source):
             difference = stack.enter_context(_Difference(source, base, context))
@@ -170,14 +177,14 @@ class _Difference:
         os.pwrite(self._kinds.fileno(), kinds, first)
         self._context.progress.advance(len(data))
 
-    def _kind(self, page: ChainPage, position: int, cluster: bytes, zero: bytes) -> int:
+    def _kind(self, page: ChainPage, position: int, cluster: bytes | bytearray, zero: bytes) -> int:
         if page.kinds[position] != DATA:
             return ABSENT if cluster == zero else ZERO
         known = page.hashes[position * HASH_BYTES : (position + 1) * HASH_BYTES]
         same = cluster != zero and self._source.hashers[page.layers[position]].hash(cluster) == known
         return ABSENT if same else DATA
 
-    def _read(self, readers: _Readers, first: int, count: int) -> bytes:
+    def _read(self, readers: _Readers, first: int, count: int) -> bytes | bytearray:
         """Clusters of the base, with zeroes beyond its end and beyond the end of the disk."""
         size = self.geometry.cluster_size
         end = min((first + count) * size, self._base.size, self.geometry.size)

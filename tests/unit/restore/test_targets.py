@@ -161,7 +161,7 @@ def test_a_file_that_appears_meanwhile_is_not_overwritten(vault: Vault, out: Pat
 
 
 def test_a_directory_that_is_not_there(vault: Vault, out: Path, spool: Path) -> None:
-    with pytest.raises(TargetUnusable, match="No such file"):
+    with pytest.raises(TargetUnusable, match="there is no directory"):
         restore_disk(vault.source(), RawFile(out / "no" / "disk"), context(spool))
 
 
@@ -329,3 +329,16 @@ def test_a_file_system_without_hard_links_gets_the_file_too(out: Path, monkeypat
     two.discard()
     assert (out / "disk").read_bytes() == b"content"
     assert names_in(out) == ["disk"]
+
+
+def test_a_second_name_that_is_taken_is_seen_before_the_first_disk_is_fetched(
+    vault: Vault, out: Path, spool: Path
+) -> None:
+    (out / "two").write_bytes(b"precious")
+    store = CountingStore(vault.store)
+    source = vault.source(store=store)
+    store.gets.clear()
+    with pytest.raises(TargetExists):
+        restore_disks([DiskJob(source, RawFile(out / name)) for name in ("one", "two")], context(spool))
+    assert not store.gets
+    assert names_in(out) == ["two"]

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raksha.errors import Interrupted, VaultUnavailable
+from raksha.restore.disk import restore_disk
+from raksha.restore.targets import RawFile
 from raksha.restore.verify import Finding, verify
 from raksha.types import Geometry
 from raksha.vault import names
@@ -217,6 +219,10 @@ def test_any_set_of_flipped_objects_is_found_exactly(
     found: list[Finding] = verify(vault.store, vault.copies(), context(tmp_path), data=True)
 
     assert {each.object for each in found} <= set(chosen)
-    for name in set(chosen) - {each.object for each in found}:
-        # a bit of a frame that changes nothing: harmless, so not a finding
-        pytest.fail(f"{name} was changed and not found")
+    if set(chosen) - {each.object for each in found}:
+        # a few bits of a frame change nothing that comes out of it; then those disks are right all the same
+        hit = {key for each in found for key in each.hits}
+        for count, copy in enumerate(vault.made, 1):
+            if copy.key not in hit:
+                restore_disk(vault.source(count), RawFile(tmp_path / f"{count}"), context(tmp_path))
+                assert (tmp_path / f"{count}").read_bytes() == vault.models[count - 1]
