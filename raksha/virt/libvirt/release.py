@@ -48,7 +48,7 @@ class Release:
             left = (self._online if active else self._offline)(disk, lineage)
             done.append(f"{target}: back on {lineage.base.path}; {len(lineage.own)} layer(s) merged")
             done += left
-        return done or [f"{self._guest.name}: nothing to release"]
+        return done or ["nothing to release"]
 
     def _lineage(self, disk: Disk, *, active: bool) -> Lineage:
         known = self._journal.layers(self._guest.uuid, disk.target)
