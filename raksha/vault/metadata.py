@@ -6,7 +6,7 @@ Raksha may add some. Writing gives indented JSON: people read these.
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -212,6 +212,14 @@ class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
 T = TypeVar("T", bound=msgspec.Struct)
 
 
+#: Made here, once: msgspec works out what a type looks like at its first use, and crashes when two threads
+#: do that at the same time (0.22).
+_DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (VaultDocument, KeyDocument, EpochDocument, BackupMetadata, VMMetadata, RunDocument)
+}
+
+
 def encode(document: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
@@ -219,7 +227,7 @@ def encode(document: msgspec.Struct) -> bytes:
 def decode(data: bytes, kind: type[T], name: str) -> T:
     """Raises `MetadataInvalid` naming the object, also for a format that this code does not know."""
     try:
-        document = msgspec.json.decode(data, type=kind)
+        document: T = _DECODERS[kind].decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MetadataInvalid(name=name, detail=str(error)) from error
     # vault.json is refused by name: `VaultNewer`
