@@ -1,7 +1,7 @@
 """Settings, read once at the entry point and passed in as one frozen record.
 
 Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config` (oslo.config), command-line options.
-Nothing else in Raksha reads a configuration file or an environment variable, except `vault/swift.py` for the
+Nothing else in Raksha reads a configuration file or an environment variable, except `vault/address.py` for the
 usual OS_*/ST_* credentials.
 """
 

@@ -116,7 +116,9 @@ class DirectoryStore:
         gone = contextlib.suppress(ObjectMissing, FileNotFoundError)
         with self._translated(), gone, self._existing(name) as (folders, leaf):
             os.unlink(leaf, dir_fd=folders[-1])
-            os.fsync(folders[-1])
+            if not name.startswith(f"{SEGMENTS}/"):
+                # a run must not come back after a power cut when its segments are gone; a segment may: it is garbage
+                os.fsync(folders[-1])
             self._remove_empty(folders, name)
 
     def names(self, container: str, prefix: str = "") -> Iterator[str]:

@@ -7,11 +7,13 @@ use the catalog. Also a server that redirects, to see who follows.
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from tests.bed.swift import SwiftBed
@@ -29,8 +31,8 @@ class Seen:
 
 
 @contextmanager
-def serving(answer: Any) -> Iterator[tuple[str, Seen]]:
-    """`answer(method, path, headers, body)` gives status, headers and body."""
+def serving(answer: Any, certificate: Path | None = None) -> Iterator[tuple[str, Seen]]:
+    """`answer(method, path, headers, body)` gives status, headers and body. With a certificate (and key) over TLS."""
     seen = Seen()
 
     class Handler(BaseHTTPRequestHandler):
@@ -50,10 +52,14 @@ def serving(answer: Any) -> Iterator[tuple[str, Seen]]:
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _reply
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}", seen
+            yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.server_port}", seen
         finally:
             server.shutdown()
             thread.join()

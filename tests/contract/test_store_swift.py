@@ -291,6 +291,23 @@ def test_neither_key_nor_token_follow_a_redirect(swift: SwiftBed, swift_place: S
         assert stolen.requests == []
 
 
+def test_a_certificate_must_be_trusted(swift_place: SwiftPlace, tmp_path: Path) -> None:
+    pem = tmp_path / "server.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", pem, "-out", tmp_path / "ca.pem"]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True)
+    pem.write_text(pem.read_text() + (tmp_path / "ca.pem").read_text())
+    with serving(lambda *_: (401, {}, b""), pem) as (url, seen):
+        for credentials in (V1Credentials(auth_url=f"{url}/auth", user="u", key="k"), v3(url, **USER, **PROJECT)):
+            with pytest.raises(VaultAccessDenied, match=r"certificate is not trusted .*OS_CACERT"):
+                swift_place.open(credentials=credentials).get(NAME)
+            assert seen.requests == []
+            trusting = replace(credentials, cacert=str(tmp_path / "ca.pem"))
+            with pytest.raises(VaultAccessDenied, match="401"):
+                swift_place.open(credentials=trusting).get(NAME)
+            seen.requests.clear()
+
+
 # -- full -------------------------------------------------------------------------------------------
 
 
