@@ -36,8 +36,14 @@ def _run(arguments: list[str], *, timeout: float | None, cpu: int | None) -> str
     limits = [f"--as={_MEMORY}", *([f"--cpu={cpu}"] if cpu else [])]
     name = f"qemu-img {arguments[0]}"
     try:
+        # a session of its own: Ctrl-C on the terminal asks us to end, not the tool in the middle of a file
         done = subprocess.run(
-            ["prlimit", *limits, "qemu-img", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+            ["prlimit", *limits, "qemu-img", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
         raise ImageToolFailed(command=name, detail=f"no end after {timeout:g} s") from error

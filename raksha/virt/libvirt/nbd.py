@@ -43,9 +43,9 @@ _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raksha-spawn")
 
 
 def spawn(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start a process that is killed when this process ends, however that comes about."""
+    """Start a process that is killed when this process ends, however that comes about, and not by Ctrl-C before."""
     full = ["setpriv", "--pdeathsig", "KILL", *command]
-    return _spawner.submit(lambda: subprocess.Popen(full, **options)).result()
+    return _spawner.submit(lambda: subprocess.Popen(full, start_new_session=True, **options)).result()
 
 
 def node(chain: Sequence[Layer], *, share: bool) -> dict[str, Any]:
@@ -92,16 +92,20 @@ class Server:
             raise
 
     def _first_answer(self) -> int:
+        # The socket is there before anybody listens, and that before the chain is open: only an answer proves it.
         deadline = time.monotonic() + _START
-        while not self.socket.exists():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise self._failed("no answer from qemu-nbd")
-            time.sleep(0.005)
-        # The socket is there before the chain is open: only an answer proves that.
-        handle = self.connect()
-        size = int(handle.get_size())
-        _hang_up(handle)
-        return size
+        while True:
+            running = self._process.poll() is None
+            try:
+                handle = self.connect()
+            except CaptureFailed:
+                if not running or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                size = int(handle.get_size())
+                _hang_up(handle)
+                return size
 
     def connect(self, *, contexts: bool = False) -> nbd.NBD:
         """A connection; with `contexts` it can tell allocation. Raises `CaptureFailed`."""
