@@ -1,9 +1,18 @@
-"""How long work tells what it is doing. The base class says nothing; faces override it.
+"""How long work tells what it is doing, in words that people read. The base class says nothing; faces override it.
 
 Calls come from any thread; an implementation that draws must lock.
 """
 
 from __future__ import annotations
+
+
+def human(size: float) -> str:
+    """Bytes as a person reads them: binary units, three digits."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1000 or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
+        size /= 1024
+    raise AssertionError("unreachable")
 
 
 class Progress:

@@ -32,7 +32,7 @@ from raksha.backup.pipeline import Destination
 from raksha.config import Settings
 from raksha.errors import Interrupted
 from raksha.journal import Journal, RunState
-from raksha.progress import Progress
+from raksha.progress import Progress, human
 from raksha.states import Quiesce, ReadMode, Reason
 from raksha.types import ResourceKey
 from raksha.vault.catalog import Catalog
@@ -282,7 +282,7 @@ def _machines(captures: Sequence[Capture]) -> dict[str, VMMetadata]:
 def _told(capture: Capture, disk: StoredDisk) -> str:
     metadata = disk.metadata
     why = f" ({metadata.reason})" if metadata.reason else ""
-    return f"{capture.machine.name}:{metadata.resource}: {metadata.kind}{why}, {metadata.volume.sent} bytes sent"
+    return f"{capture.machine.name}:{metadata.resource}: {metadata.kind}{why}, {human(metadata.volume.sent)} sent"
 
 
 def _each(calls: Iterable[Callable[[], None]]) -> None:

@@ -17,16 +17,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from raksha.errors import RakshaError
-from raksha.progress import Progress
-
-
-def human(size: float) -> str:
-    """Bytes as a person reads them: binary units, three digits."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1000 or unit == "TiB":
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.3g} {unit}"
-        size /= 1024
-    raise AssertionError("unreachable")
+from raksha.progress import Progress, human
 
 
 class Output(Progress):

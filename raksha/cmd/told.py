@@ -11,8 +11,9 @@ import msgspec
 
 from raksha.agent.local import Pruned
 from raksha.agent.restore import Restored
-from raksha.cmd.output import human, table
+from raksha.cmd.output import table
 from raksha.errors import BadArgument
+from raksha.progress import human
 from raksha.restore.export import Exported
 from raksha.restore.verify import Finding
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
