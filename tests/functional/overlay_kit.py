@@ -7,7 +7,6 @@ keeps what must be on them. So every restore point can be compared bit for bit, 
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -40,7 +39,7 @@ class Guest:
     """A running QEMU without a kernel. `model` is what its disks must hold."""
 
     def __init__(
-        self, bed: Bed, disks: list[Disk], *, name: str = "vm", devices: str = "", size: int = 4 * MIB
+        self, bed: Bed, disks: list[Disk], *, name: str = "vm", devices: str = "", discard: bool = False
     ) -> None:
         self.bed = bed
         named = _with_targets(disks)
@@ -48,11 +47,13 @@ class Guest:
             <vcpu>1</vcpu><os><type arch='x86_64' machine='pc'>hvm</type></os><on_crash>destroy</on_crash><devices>
             {"".join(map(_disk_xml, named))}<controller type='usb' model='none'/>{devices}
             <memballoon model='none'/></devices></domain>"""
-        self.machine = Machine(bed.host, f"{bed.directory.name}-{name}", xml, bed.directory / f"{name}.log")
+        if discard:
+            xml = xml.replace("<driver ", "<driver discard='unmap' ")
+        serial = bed.directory / f"{name}.log"
+        self.machine = Machine(bed.host, f"{bed.directory.name}-{name}", serial=serial, xml=xml)
         bed._stack.callback(self.machine.close)
         bed._stack.callback(self.machine.remove)
-        self.model = {target: bytearray(size) for target, disk in named if not disk.extra and target[0] in "vs"}
-        self._last = b""
+        self.model = {target: bytearray(4 * MIB) for target, disk in named if not disk.extra}
 
     @property
     def uuid(self) -> str:
@@ -101,17 +102,26 @@ class Guest:
         return live, self.machine.xml(inactive=True), str(sorted(self.files() - {"state"})), content
 
 
+class Taken:
+    """What a test may ask about one captured disk."""
+
+    def __init__(self, disk: DiskCapture) -> None:
+        self.mode, self.reason, self.parent, self.size = disk.mode, disk.reason, disk.parent, disk.size
+        self.facts, self.base_image = disk.facts, disk.base_image
+        self.extents_seen = list(disk.extents())
+
+
 class Points:
     """Restore points by run, put together from what captures list, as a vault would."""
 
     def __init__(self) -> None:
         self.images: dict[str, dict[str, bytes]] = {}
-        self.captures: dict[str, dict[str, DiskCapture]] = {}
+        self.captures: dict[str, dict[str, Taken]] = {}
         #: bytes named as data, zeroes excluded
         self.sent: dict[str, dict[str, int]] = {}
 
     def store(self, run: str, capture: Capture) -> None:
-        self.captures[run] = {disk.target: disk for disk in capture.disks}
+        self.captures[run] = {disk.target: Taken(disk) for disk in capture.disks}
         self.sent[run] = {}
         self.images[run] = {disk.target: self._assemble(run, disk) for disk in capture.disks}
 
@@ -120,7 +130,7 @@ class Points:
         if disk.mode is ReadMode.DELTA:
             image[:] = self.images[disk.parent or ""][disk.target]
         reader, end, sent = disk.open(), 0, 0
-        for extent in disk.extents():
+        for extent in self.captures[run][disk.target].extents_seen:
             assert extent.start >= end and extent.length > 0, "extents are in order and do not overlap"
             end = extent.end
             zero = extent.kind is ExtentKind.ZERO
@@ -143,6 +153,7 @@ class Kit:
         self.engine = OverlayEngine(self.settings, self.journal)
         self.points = Points()
         self.warnings: list[str] = []
+        self.last: Capture | None = None
 
     def close(self) -> None:
         self.engine.close()
@@ -169,12 +180,12 @@ class Kit:
     def run(self, guest: Guest, parent: str | None = None, *, durable: bool = True, **more: object) -> str:
         """A whole run; what was captured must be what the guest had written. Returns its id."""
         request = self.request(guest.uuid, parent, **more)
-        capture = self.capture(request)
+        self.last = capture = self.capture(request)
         expected = guest.frozen_model()
         try:
             for number, target in enumerate(guest.model):
-                if guest.machine.running:
-                    guest.write(target, 3 * MIB + number * 4096, 4096, 0xEE)  # after the snapshot: not in this point
+                if guest.machine.running:  # after the snapshot: not in this point
+                    guest.write(target, 3 * MIB + number * 4096, 4096, len(self.points.images) + 1)
             self.points.store(request.backupjobrun, capture)
             capture.check()
         except BaseException:
@@ -188,7 +199,7 @@ class Kit:
             capture.abandon()
         return request.backupjobrun
 
-    def disk(self, run: str, target: str = "vda") -> DiskCapture:
+    def disk(self, run: str, target: str = "vda") -> Taken:
         return self.points.captures[run][target]
 
 
@@ -199,4 +210,3 @@ def kit_on(bed: Bed, **changes: object) -> Iterator[Kit]:
         yield kit
     finally:
         kit.close()
-        shutil.rmtree(kit.settings.state_dir, ignore_errors=True)

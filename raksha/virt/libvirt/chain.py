@@ -45,10 +45,11 @@ def modified(path: str) -> int | None:
 
 
 def header(layer: Layer) -> LayerHeader | None:
-    """The header of a qcow2 layer, None for a raw one. Raises `ChainBroken`."""
-    if layer.format == "raw":
-        return None
+    """The header of a qcow2 layer, None for a raw one. Raises `ChainBroken`, also where the file is not there."""
     try:
+        if layer.format == "raw":
+            Path(layer.path).stat()
+            return None
         return read_header(layer.path)
     except OSError as error:
         raise ChainBroken(f"{layer.path} cannot be read: {error.strerror}") from error

@@ -120,7 +120,10 @@ class OverlayPrepared:
             self._offline = OfflineWatch(self._guest, self._survey)
             return
         plans = [self._plan(disk) for disk in self._survey.disks]
-        overlay_file.check_space(self.vm_name, plans, self._settings)
+        try:
+            overlay_file.check_space(self.vm_name, plans, self._settings)
+        except OSError as error:
+            raise CaptureFailed(vm=self.vm_name, detail=f"no overlay can be made: {error}") from error
         request = self._request
         detail = {"overlays": [plan.path for plan in plans], "chains": _chains(self._survey)}
         self._intent = self._journal.begin("snapshot", run=request.backupjobrun, vm=self._guest.uuid, detail=detail)

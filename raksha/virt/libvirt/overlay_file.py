@@ -61,17 +61,20 @@ def _plain(text: str) -> str:
 
 
 def check_space(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> None:
-    """Whether each file system has room for all overlays that are to grow there. Raises `NoSpaceForOverlay`."""
+    """Whether each file system has room for all overlays that are to grow there.
+
+    Makes the directory of overlays of block devices, if that is where they go. Raises `NoSpaceForOverlay`, `OSError`.
+    """
     wanted: dict[int, int] = {}
     for plan in plans:
         directory = Path(plan.path).parent
-        place = directory if directory.exists() else directory.parent
-        device = place.stat().st_dev
-        share = int(plan.size * settings.overlay_reserve)
-        wanted[device] = wanted.get(device, 0) + max(
-            settings.overlay_reserve_min, min(share, settings.overlay_reserve_max)
-        )
-        room = os.statvfs(place)
+        if directory == settings.state_dir / "overlays":
+            # QEMU, another user than we are, must get to its overlays; nobody need see the others.
+            directory.mkdir(mode=0o711, exist_ok=True)
+        device = directory.stat().st_dev
+        share = min(int(plan.size * settings.overlay_reserve), settings.overlay_reserve_max)
+        wanted[device] = wanted.get(device, 0) + max(settings.overlay_reserve_min, share)
+        room = os.statvfs(directory)
         free = room.f_bavail * room.f_frsize
         if free < wanted[device]:
             raise NoSpaceForOverlay(vm=vm, disk=plan.target, path=directory, free=free, wanted=wanted[device])
@@ -79,7 +82,6 @@ def check_space(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> No
 
 def reserve(plan: OverlayPlan, run: str) -> FileId:
     """Create the empty file, ours alone. Raises `OverlayExists`, or `OSError`."""
-    Path(plan.path).parent.mkdir(mode=0o711, exist_ok=True)
     try:
         descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
