@@ -86,14 +86,14 @@ def _clusters(source: DiskSource, piece: SegmentWork, cluster_size: int) -> tupl
     """The verified plain clusters of a piece of work by index and hash; and the bytes of the one request for them."""
     wanted = {(entry.index, entry.hash): source.hashers[entry.layer] for entry in piece.entries}
     row = piece.segment
+    name, ends = row.name, row.offsets()
     start = row.offset(min(wanted)[0])
     last = max(wanted)[0]
     end = row.offset(last) + row.lengths[last]
-    body = memoryview(source.store.get(row.name, start, end - start))
-    ends = row.offsets()
+    body = memoryview(source.store.get(name, start, end - start))
     plain = {
         (index, expected): decode(
-            body[ends[index] - start : ends[index + 1] - start], expected, hasher, cluster_size, name=row.name
+            body[ends[index] - start : ends[index + 1] - start], expected, hasher, cluster_size, name=name
         )
         for (index, expected), hasher in wanted.items()
     }

@@ -17,6 +17,7 @@ from raksha.errors import (
     Interrupted,
     NoSpaceForRestore,
     TargetExists,
+    TargetFailed,
     TargetUnusable,
 )
 from raksha.progress import Progress
@@ -342,3 +343,31 @@ def test_a_second_name_that_is_taken_is_seen_before_the_first_disk_is_fetched(
         restore_disks([DiskJob(source, RawFile(out / name)) for name in ("one", "two")], context(spool))
     assert not store.gets
     assert names_in(out) == ["two"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_system_that_fills_meanwhile(spool: Path, kind: str) -> None:
+    small = spool / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", small], check=True)
+    try:
+        vault = Vault(spool, Geometry(800 * CLUSTER, CLUSTER, 8))
+        vault.add({number: pattern(number) for number in range(300)})
+        store = CountingStore(vault.store)
+        source = vault.source(store=store)
+        store.before_get = lambda name: (small / "other").write_bytes(bytes(1 << 20))
+        with pytest.raises(TargetFailed, match="No space left"):
+            restore_disk(source, KINDS[kind](small / "disk"), context(spool))
+        assert names_in(small) == ["other"]
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_write_that_is_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.pwritev
+    monkeypatch.setattr(os, "pwritev", lambda fd, data, at: whole(fd, [b"".join(data)[:1000]], at))
+    data = [pattern(number) for number in range(600)]
+    with (tmp_path / "file").open("w+b") as file:
+        files.write_at(file.fileno(), data, 5)
+    assert (tmp_path / "file").read_bytes() == bytes(5) + b"".join(data)
