@@ -226,3 +226,18 @@ def test_any_set_of_flipped_objects_is_found_exactly(
             if copy.key not in hit:
                 restore_disk(vault.source(count), RawFile(tmp_path / f"{count}"), context(tmp_path))
                 assert (tmp_path / f"{count}").read_bytes() == vault.models[count - 1]
+
+
+def test_whole_segments_that_changed_places_are_found(tmp_path: Path) -> None:
+    vault = Vault(tmp_path, Geometry(17 * CLUSTER, CLUSTER, 8))
+    vault.add({number: pattern(number) for number in range(1, 17)}, image=True)
+    one, two = vault.made[0].rows
+    assert one.lengths == two.lengths
+    first, second = vault.store.get(one.name), vault.store.get(two.name)
+    replace(vault.store, one.name, second)
+    replace(vault.store, two.name, first)
+    found = verify(vault.store, vault.copies(), context(tmp_path), data=True)
+    assert {(each.object, each.code) for each in found} == {
+        (one.name, "object_corrupt"),
+        (two.name, "object_corrupt"),
+    }
