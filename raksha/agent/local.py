@@ -17,7 +17,7 @@ from pathlib import Path
 from raksha.agent.restore import Restored, RestoreOrder, restore
 from raksha.backup.run import BackupOrder, BackupResult, BackupRun
 from raksha.config import Settings
-from raksha.errors import Damaged, ResourceNotFound
+from raksha.errors import Damaged, ResourceNotFound, VaultNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
 from raksha.restore.context import Context
@@ -30,7 +30,7 @@ from raksha.vault import names
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
 from raksha.vault.collect import Collected, collect
-from raksha.vault.commit import open_catalog_for_writing
+from raksha.vault.commit import open_catalog_for_writing, plan_catalog
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
@@ -62,8 +62,8 @@ class LocalHost:
         """One run of a job. Raises everything in `raksha.errors`; then nothing of it is visible."""
         with self._engine() as (journal, engine):
             for vm in order.vms:
-                engine.identify(vm)  # a name that is wrong must not make a vault
-            with self._writing(url, journal, take_over) as catalog:
+                engine.identify(vm)  # a name that is wrong must not change the writer of a vault
+            with self._writing(url, journal, take_over, first=True) as catalog:
                 run = BackupRun(engine, catalog, journal, self.settings, self.progress, self.cancel)
                 return run(order)
 
@@ -81,7 +81,8 @@ class LocalHost:
     def delete(self, url: str, texts: Sequence[str], *, dry_run: bool = False) -> Pruned:
         """Delete named restore points; those that build on them come to stand alone."""
         with closing(Journal(self.settings.state_dir)) as journal, self._writing(url, journal) as catalog:
-            return self._remove(catalog, catalog.runs(), [catalog.find(text) for text in texts], dry_run)
+            victims = {run.backupjobrun: run for run in map(catalog.find, texts)}
+            return self._remove(catalog, catalog.runs(), list(victims.values()), dry_run)
 
     def _remove(
         self, catalog: Catalog, runs: Sequence[RunDocument], victims: Sequence[RunDocument], dry_run: bool
@@ -202,10 +203,18 @@ class LocalHost:
             yield Catalog.open(store)
 
     @contextmanager
-    def _writing(self, url: str, journal: Journal, take_over: bool = False) -> Iterator[Catalog]:
+    def _writing(
+        self, url: str, journal: Journal, take_over: bool = False, *, first: bool = False
+    ) -> Iterator[Catalog]:
+        """`first`: where there is no vault, one may be made."""
         me = Writer(kind="host", id=journal.host_id, name=socket.gethostname())
         with self._store(url) as store:
-            catalog = open_catalog_for_writing(store, me, take_over=take_over)
+            try:
+                catalog = open_catalog_for_writing(store, me, take_over=take_over)
+            except VaultNotFound:
+                if not first:
+                    raise
+                catalog = plan_catalog(store, me)
             with journal.vault_lock(catalog.vault.id, url):
                 yield catalog
 

@@ -36,7 +36,7 @@ from raksha.progress import Progress, human
 from raksha.states import Quiesce, ReadMode, Reason
 from raksha.types import ResourceKey
 from raksha.vault.catalog import Catalog
-from raksha.vault.commit import StoredDisk, commit_run
+from raksha.vault.commit import StoredDisk, commit_run, establish
 from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.metadata import FORMAT, ResourceSummary, RunDocument, VMMetadata, VmSummary
 from raksha.virt.capture import Capture, CaptureEngine, CaptureRequest, Prepared, VmIdentity
@@ -132,6 +132,7 @@ class BackupRun:
             for vm in vms:
                 self._check()
                 prepared.append(self.engine.prepare(self._request(order, vm, backupjob, parents[vm.uuid])))
+            establish(self.catalog)  # not before it is known that there will be something to store
         except BaseException:
             for each in prepared:
                 each.cancel()

@@ -44,9 +44,11 @@ _PARALLEL = 8
 class Catalog:
     """The reading side of a vault. Safe to use from several threads."""
 
-    def __init__(self, store: Store, vault: VaultDocument) -> None:
+    def __init__(self, store: Store, vault: VaultDocument, *, planned: KeyDocument | None = None) -> None:
         self.store = store
         self.vault = vault
+        #: the first key of a vault that is still to be made; nothing can be in it
+        self.planned = planned
         self._hashers: dict[str, ClusterHasher] = {}
 
     @classmethod
@@ -58,6 +60,8 @@ class Catalog:
 
     def runs(self) -> list[RunDocument]:
         """All restore points, oldest commit first."""
+        if self.planned is not None:
+            return []
         found = [name for name in self.store.names(BACKUPS) if name.endswith("/" + names.RUN_FILE)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
             documents = [each for each in pool.map(self._run_if_there, found) if each is not None]

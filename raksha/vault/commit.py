@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from raksha.errors import ObjectCorrupt, ObjectExists, ObjectMissing, VaultNotFound, VaultWriterOther
+from raksha.errors import ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog, read_vault
@@ -51,14 +51,11 @@ class StoredDisk:
 
 
 def open_catalog_for_writing(store: Store, me: Writer, *, take_over: bool = False) -> Catalog:
-    """The catalog of a vault that `me` may write to; an empty place becomes a vault.
+    """The catalog of a vault that `me` may write to.
 
-    Raises `VaultWriterOther` if it belongs to somebody else, unless `take_over`.
+    Raises `VaultNotFound`, and `VaultWriterOther` if it belongs to somebody else, unless `take_over`.
     """
-    try:
-        vault = read_vault(store)
-    except VaultNotFound:
-        vault = _make_vault(store, me)
+    vault = read_vault(store)
     if vault.writer.id != me.id:
         if not take_over:
             raise VaultWriterOther(url=store.url, writer=f"{vault.writer.name} ({vault.writer.kind} {vault.writer.id})")
@@ -68,17 +65,30 @@ def open_catalog_for_writing(store: Store, me: Writer, *, take_over: bool = Fals
     return Catalog(store, vault)
 
 
-def _make_vault(store: Store, me: Writer) -> VaultDocument:
-    store.prepare()
+def plan_catalog(store: Store, me: Writer) -> Catalog:
+    """The catalog of a vault that is not there yet. Nothing is written before `establish`."""
     key = KeyDocument(id=str(uuid.uuid4()), key=os.urandom(32).hex(), created_at=time.time())
     vault = VaultDocument(format=FORMAT, id=str(uuid.uuid4()), writer=me, key_id=key.id, created_at=time.time())
+    return Catalog(store, vault, planned=key)
+
+
+def establish(catalog: Catalog) -> None:
+    """Make a planned vault; does nothing for one that is there.
+
+    Raises `VaultForeign`, and `ObjectExists` if somebody else made one here meanwhile.
+    """
+    key, store = catalog.planned, catalog.store
+    if key is None:
+        return
+    store.prepare()
     # the key first: a vault document must never name a key that is not there
     store.put(names.key(key.id), encode(key), create_only=True)
     try:
-        store.put(names.VAULT, encode(vault), create_only=True)
-    except ObjectExists:  # somebody else made it in this moment: theirs counts
-        return read_vault(store)
-    return vault
+        store.put(names.VAULT, encode(catalog.vault), create_only=True)
+    except ObjectExists:
+        store.delete(names.key(key.id))
+        raise
+    catalog.planned = None
 
 
 def assert_writer(catalog: Catalog) -> None:

@@ -17,7 +17,7 @@ from raksha.restore.targets import RawFile
 from raksha.states import Consistency, ReadMode, Reason
 from raksha.types import Extent, ExtentKind, ResourceKey
 from raksha.vault.catalog import Catalog
-from raksha.vault.commit import StoredDisk, commit_run, open_catalog_for_writing
+from raksha.vault.commit import StoredDisk, commit_run, establish, plan_catalog
 from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.memory import MemoryStore
 from raksha.vault.metadata import FORMAT, BackupMetadata, ResourceSummary, RunDocument, VMMetadata, VmSummary, Writer
@@ -102,7 +102,8 @@ class Bench:
 
     def __init__(self, spool: Path, store: Store | None = None) -> None:
         self.store = store or MemoryStore()
-        self.catalog = open_catalog_for_writing(self.store, ME)
+        self.catalog = plan_catalog(self.store, ME)
+        establish(self.catalog)
         self.spool = spool
         self.cancel = threading.Event()
         self.workers = 3

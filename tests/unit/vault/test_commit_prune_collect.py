@@ -13,6 +13,7 @@ from raksha.errors import (
     Damaged,
     MetadataInvalid,
     ObjectCorrupt,
+    ObjectExists,
     ObjectMissing,
     ParentMissing,
     RakshaError,
@@ -29,7 +30,7 @@ from raksha.types import CLUSTER_SIZE, Extent, ExtentKind, ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.collect import collect
-from raksha.vault.commit import delete_run, last_number, open_catalog_for_writing
+from raksha.vault.commit import delete_run, establish, last_number, open_catalog_for_writing, plan_catalog
 from raksha.vault.memory import MemoryStore
 from raksha.vault.metadata import Writer
 from raksha.vault.prune import remove_runs
@@ -80,6 +81,18 @@ def test_a_place_that_is_no_vault_says_so(tmp_path: Path) -> None:
     with pytest.raises(VaultForeign, match="holiday"):
         open_catalog_for_writing(store, ME)
     assert list(store.names(BACKUPS)) == [f"{BACKUPS}/holiday.jpg"]
+
+
+def test_a_planned_vault_is_made_once_and_only_when_asked(tmp_path: Path) -> None:
+    store = MemoryStore()
+    one, other = plan_catalog(store, ME), plan_catalog(store, OTHER)
+    assert one.runs() == [] and list(store.names(BACKUPS)) == []
+    establish(one)
+    establish(one)
+    with pytest.raises(ObjectExists):
+        establish(other)
+    assert open_catalog_for_writing(store, ME).vault == one.vault
+    assert len(list(store.names(BACKUPS, "keys/"))) == 1, "the key of the other is not left behind"
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
