@@ -15,7 +15,7 @@ from oslo_config import cfg
 import raksha
 from raksha.cmd import local
 from raksha.cmd.output import Output
-from raksha.errors import Interrupted, RakshaError, SettingsWrong
+from raksha.errors import Interrupted, NeedsAttention, RakshaError, SettingsWrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except cfg.Error as error:
         return _failed(output, SettingsWrong(detail=str(error)))
     except RakshaError as error:
-        return _failed(output, Interrupted() if cancel.is_set() else error)
+        # what was broken off fails in many ways; only what is left half-done must be told
+        asked = cancel.is_set() and not isinstance(error, NeedsAttention)
+        return _failed(output, Interrupted() if asked else error)
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

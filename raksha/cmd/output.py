@@ -37,7 +37,7 @@ class Output(Progress):
     def step(self, text: str) -> None:
         if not self._silent:
             with self._lock:
-                tqdm.write(text, file=sys.stderr)
+                tqdm.write(plain(text), file=sys.stderr)
 
     def begin(self, label: str, total: int) -> None:
         self._label, self._started, self._done, self._sent = label, time.monotonic(), 0, 0
@@ -73,11 +73,12 @@ class Output(Progress):
             print(json.dumps(document, indent=1, default=str))
         else:
             for line in lines:
-                print(line)
+                print(plain(line))
 
     def warning(self, text: str) -> None:
-        if not self._silent:
-            print(f"warning: {text}", file=sys.stderr)
+        """Something is not as it should be: told even if nothing else is."""
+        if not self._json:
+            print(f"warning: {plain(text)}", file=sys.stderr)
 
     def error(self, error: RakshaError) -> None:
         """One line, and what to do next."""
@@ -86,7 +87,12 @@ class Output(Progress):
             print(json.dumps({"error": about, "fields": error.fields}, indent=1, default=str))
             return
         advice = f" {error.advice()}" if error.advice() else ""
-        print(f"raksha: {error}{advice}", file=sys.stderr)
+        print(f"raksha: {plain(f'{error}{advice}')}", file=sys.stderr)
+
+
+def plain(text: str) -> str:
+    """One line without anything that a terminal would obey: names come from vaults, guests and other programs."""
+    return "".join(each if each.isprintable() else " " for each in text).rstrip()
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
