@@ -86,7 +86,6 @@ class Freezer:
         self._watchdog: Watchdog | None = None
         self._intent: int | None = None
         self._since: float | None = None
-        self._count = 0
         #: the guest stood still from the freeze to the end of the snapshot
         self.held = False
         #: seconds; None: it was not frozen
@@ -122,11 +121,14 @@ class Freezer:
         self._since = time.monotonic()
         try:
             self._guest.agent_timeout(self._settings.agent_timeout)
-            self._count = self._guest.fs_freeze()
+            frozen = self._guest.fs_freeze()
+            problem = "it has no file system that can be frozen" if frozen == 0 else None
         except LibvirtFailed as error:
+            problem = str(error.fields["detail"])
+        if problem is not None:
             self.thaw()
             self.seconds = None
-            self._give_up(str(error.fields["detail"]))
+            self._give_up(problem)
             return
         self.held = True
 
@@ -149,7 +151,7 @@ class Freezer:
             self._watchdog.let_go()
         else:
             # Nothing left to thaw means that somebody, perhaps the guest itself, did it before us.
-            self.held = self.held and (thawed > 0 or self._count == 0)
+            self.held = self.held and thawed > 0
             self._watchdog.stop()
         self._watchdog = None
         self.seconds = time.monotonic() - since
