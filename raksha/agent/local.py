@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raksha.agent.restore import Restored, RestoreOrder, restore
+from raksha.agent.verify import verify_runs
 from raksha.backup.run import BackupOrder, BackupResult, BackupRun
 from raksha.config import Settings
-from raksha.errors import Damaged, ResourceNotFound, VaultNotFound
+from raksha.errors import ResourceNotFound, VaultNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
 from raksha.restore.context import Context
 from raksha.restore.export import ExportDisk, Exported, export
 from raksha.restore.source import DiskSource
-from raksha.restore.verify import CopyToVerify, Finding, verify
+from raksha.restore.verify import Finding
 from raksha.retention import beyond_last
 from raksha.types import ResourceKey
-from raksha.vault import names
 from raksha.vault.address import open_store
-from raksha.vault.catalog import Catalog
+from raksha.vault.catalog import Catalog, Listing
 from raksha.vault.collect import Collected, collect
 from raksha.vault.commit import open_catalog_for_writing, plan_catalog
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
@@ -95,15 +95,17 @@ class LocalHost:
 
     # -- reading ----------------------------------------------------------------------------------
 
-    def runs(self, url: str, *, job: str | None = None, vm: str | None = None) -> list[RunDocument]:
-        """Restore points, oldest first."""
+    def runs(self, url: str, *, job: str | None = None, vm: str | None = None) -> Listing:
+        """Restore points, oldest first; and those that cannot be read, whosever they are."""
         with self._reading(url) as catalog:
-            return [
+            listing = catalog.listing()
+            wanted = [
                 run
-                for run in catalog.runs()
+                for run in listing.runs
                 if (job is None or run.job_name == job)
                 and (vm is None or any(vm in (each.vm, each.name) for each in run.vms))
             ]
+            return Listing(wanted, listing.damaged)
 
     def show(self, url: str, text: str) -> tuple[RunDocument, list[BackupMetadata]]:
         """A restore point and its disk copies."""
@@ -114,30 +116,12 @@ class LocalHost:
     def verify(self, url: str, texts: Sequence[str] = (), *, data: bool = False) -> tuple[int, list[Finding]]:
         """Check restore points (default: all) and what they build on: the number of disk copies, what is wrong."""
         with self._reading(url) as catalog:
-            copies: dict[ResourceKey, CopyToVerify] = {}
-            broken: list[Finding] = []
-            for run in [catalog.find(text) for text in texts] if texts else catalog.runs():
-                for key in run.resource_keys():
-                    try:
-                        chain = catalog.chain(key)
-                        copies |= {each.resource_key: self._to_verify(catalog, run, each) for each in chain}
-                    except Damaged as error:  # one broken chain must not hide what is wrong with another
-                        broken.append(Finding(names.metadata(key), error.code, str(error), (key,)))
-            found = verify(catalog.store, list(copies.values()), self._context(), data=data)
-            return len(copies), [*broken, *found]
-
-    def _to_verify(self, catalog: Catalog, run: RunDocument, metadata: BackupMetadata) -> CopyToVerify:
-        key = metadata.resource_key
-        return CopyToVerify(
-            key=key,
-            vm=next(vm.name for vm in run.vms if vm.vm == key.vm),
-            map_name=names.map_object(key, metadata.map.digest),
-            map_size=metadata.map.size,
-            hasher=catalog.hasher(metadata.key_id),
-            image_name=names.image(key),
-            image_size=metadata.image_size,
-            parent=metadata.parent_key,
-        )
+            if texts:
+                return verify_runs(catalog, [catalog.find(text) for text in texts], self._context(), data=data)
+            listing = catalog.listing()
+            lost = [Finding(name, error.code, str(error), ()) for name, error in listing.damaged.items()]
+            copies, findings = verify_runs(catalog, listing.runs, self._context(), data=data)
+            return copies, [*lost, *findings]
 
     def restore(self, url: str, text: str, order: RestoreOrder) -> Restored:
         """A VM, or disks of one, from a restore point. Nothing half-made is left, except on a device (it says so)."""
@@ -147,7 +131,8 @@ class LocalHost:
             sources = self._sources(catalog, run, vm, order.disks)
             metadata = {source.disk: catalog.metadata(self._key(run, vm, source.disk)) for source in sources}
             uri = self.settings.libvirt_uri
-            return restore(order, catalog.machine(run, vm), sources, metadata, uri, self._context())
+            machine = catalog.machine(run, vm) if order.new_name is not None else None
+            return restore(order, vm.name, machine, sources, metadata, uri, self._context())
 
     def export(
         self,
@@ -219,14 +204,23 @@ class LocalHost:
                 yield catalog
 
     def _source(self, catalog: Catalog, vm: VmSummary, key: ResourceKey) -> DiskSource:
+        """Raises `ParentMissing`, `DiskLost`."""
         chain = catalog.chain(key)
+        try:
+            readers = catalog.readers(chain)
+            hashers = [catalog.hasher(metadata.key_id) for metadata in chain]
+        except Damaged as error:
+            lost = error.fields.get("name")
+            raise DiskLost(
+                disk=key.resource, vm=vm.name, run=key.backupjobrun, object=lost, detail=str(error)
+            ) from error
         return DiskSource(
             vm=vm.name,
             disk=key.resource,
             run=key.backupjobrun,
             store=catalog.store,
-            readers=catalog.readers(chain),
-            hashers=[catalog.hasher(metadata.key_id) for metadata in chain],
+            readers=readers,
+            hashers=hashers,
         )
 
     def _key(self, run: RunDocument, vm: VmSummary, disk: str) -> ResourceKey:
