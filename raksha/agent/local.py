@@ -18,7 +18,7 @@ from raksha.agent.restore import Restored, RestoreOrder, restore
 from raksha.agent.verify import verify_runs
 from raksha.backup.run import BackupOrder, BackupResult, BackupRun
 from raksha.config import Settings
-from raksha.errors import ResourceNotFound, VaultNotFound
+from raksha.errors import Damaged, DiskLost, ResourceNotFound, VaultNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
 from raksha.restore.context import Context
@@ -90,7 +90,7 @@ class LocalHost:
         gone = {run.backupjobrun for run in victims}
         if not dry_run:
             remove_runs(catalog, victims, self._spool(), self.progress)
-        collected = collect(catalog, dry_run=dry_run)
+        collected = collect(catalog, dry_run=dry_run, without=gone if dry_run else ())
         return Pruned(tuple(victims), tuple(run for run in runs if run.backupjobrun not in gone), collected)
 
     # -- reading ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -62,23 +63,27 @@ class Restored:
 
 def restore(
     order: RestoreOrder,
-    machine: VMMetadata,
+    vm: str,
+    machine: VMMetadata | None,
     sources: Sequence[DiskSource],
     metadata: Mapping[str, BackupMetadata],
     libvirt_uri: str,
     context: Context,
 ) -> Restored:
-    """Raises `BadArgument` for an order that cannot be, and what restores raise; then nothing was made."""
+    """`vm` is the name it had; `machine` is needed for a new VM only.
+
+    Raises `BadArgument` for an order that cannot be, and what restores raise; then nothing was made.
+    """
     _check(order, [source.disk for source in sources])
     with ExitStack() as stack:
         placements = [
-            _place(order, machine, source, metadata[source.disk], _base(order, source.disk, stack))
+            _place(order, vm, source, metadata[source.disk], _base(order, source.disk, stack))
             for source in sources
         ]
         if order.dry_run:
             would = tuple(DiskResult(p.source.disk, p.path, p.source.geometry.size, 0, 0) for p in placements)
             return Restored(order.new_name, None, would)
-        if order.new_name is None:
+        if machine is None:
             jobs, _ = disk_jobs(placements, context, stack)
             return Restored(None, None, tuple(restore_disks(jobs, context)))
         return _machine(order, machine, placements, libvirt_uri, context)
@@ -135,7 +140,7 @@ def _base(order: RestoreOrder, disk: str, stack: ExitStack) -> Base | None:
 
 
 def _place(
-    order: RestoreOrder, machine: VMMetadata, source: DiskSource, metadata: BackupMetadata, base: Base | None
+    order: RestoreOrder, vm: str, source: DiskSource, metadata: BackupMetadata, base: Base | None
 ) -> Placement:
     had = Format.RAW if metadata.facts.get("format") == "raw" else Format.QCOW2
     form = order.format or (Format.QCOW2 if source.disk in order.thin else had)
@@ -154,10 +159,15 @@ def _place(
         assert order.into is not None
         if not order.into.is_dir():
             raise TargetUnusable(target=order.into, detail="it is no directory")
-        path = order.into.absolute() / f"{order.new_name or machine.name}-{source.disk}.{form}"
+        path = order.into.absolute() / f"{order.new_name or _stem(vm)}-{source.disk}.{form}"
     if path.exists():
         raise TargetExists(target=path)
     return Placement(source, path, form, base=base)
+
+
+def _stem(name: str) -> str:
+    """The name that a vault gives a VM, as the beginning of a file's name that leaves no directory."""
+    return re.sub(r"[^\w.+@-]", "_", name)[:200].lstrip(".") or "vm"
 
 
 def image_format(image: Path) -> str:

@@ -83,7 +83,8 @@ class BackupRun:
         vms = self._identify(order)
         job_name = order.job_name or "+".join(sorted(vm.name for vm in vms))
         backupjob = str(uuid.uuid5(uuid.UUID(self.catalog.vault.id), f"backupjob:{job_name}"))
-        runs = self.catalog.runs()
+        listing = self.catalog.listing()
+        runs = listing.runs
         parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
         self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
         try:
@@ -92,7 +93,8 @@ class BackupRun:
             self._failed(error)
             raise
         run = self._durable(group, runs, parents, backupjob, job_name, started)
-        return BackupResult(run, tuple(self._finish(group)))
+        broken = [f"an older restore point cannot be read: {error}" for error in listing.damaged.values()]
+        return BackupResult(run, (*broken, *self._finish(group)))
 
     @property
     def _claim(self) -> str:

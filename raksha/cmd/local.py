@@ -191,9 +191,12 @@ def _delete(options: argparse.Namespace, output: Output, cancel: threading.Event
 
 
 def _list(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
-    runs = _host(options, output, cancel).runs(options.vault, job=options.job, vm=options.vm)
-    output.result({"runs": msgspec.to_builtins(runs)}, told.runs(runs))
-    return 0
+    listing = _host(options, output, cancel).runs(options.vault, job=options.job, vm=options.vm)
+    damaged = [{"object": name, "code": error.code, "detail": str(error)} for name, error in listing.damaged.items()]
+    output.result({"runs": msgspec.to_builtins(listing.runs), "damaged": damaged}, told.runs(listing.runs))
+    for each in damaged:
+        output.warning(f"a restore point cannot be read: {each['detail']}")
+    return 6 if damaged else 0
 
 
 def _show(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:

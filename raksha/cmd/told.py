@@ -117,7 +117,8 @@ def verified(copies: int, findings: Sequence[Finding], *, data: bool) -> list[st
 def pruned(result: Pruned, dry_run: bool) -> list[str]:
     would = "would be " if dry_run else ""
     lines = [f"{would}deleted: {run.backupjobrun} of {run.job_name}, {moment(run.taken_at)}" for run in result.deleted]
-    return [*lines, f"{len(result.kept)} restore points stay; {result.collected.deleted} objects {would}removed"]
+    objects = f"{'at least ' if dry_run else ''}{result.collected.deleted} objects"
+    return [*lines, f"{len(result.kept)} restore points stay; {objects} {would}removed"]
 
 
 def pruned_document(result: Pruned) -> Mapping[str, Any]:

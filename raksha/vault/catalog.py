@@ -1,6 +1,7 @@
 """What is in a vault, read from the vault alone: runs, disks, chains, machines.
 
-Promises: a restore point is listed only if its `run.json` can be read; everything returned was validated.
+Promises: a restore point is listed only if its `run.json` can be read, and it is said if one cannot; everything
+returned was validated.
 Does not promise: to see a commit that another process made a moment ago (listings may lag), hence nothing is
 decided on a run being absent here. What a name leads to is always read by that name.
 """
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from raksha.errors import (
+    Damaged,
     MetadataInvalid,
     ObjectMissing,
     ParentMissing,
@@ -41,6 +44,16 @@ from raksha.vault.store import BACKUPS, Store
 _PARALLEL = 8
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What is in a vault."""
+
+    #: oldest commit first
+    runs: list[RunDocument]
+    #: what is wrong with each `run.json` that cannot be read
+    damaged: dict[str, Damaged]
+
+
 class Catalog:
     """The reading side of a vault. Safe to use from several threads."""
 
@@ -59,13 +72,28 @@ class Catalog:
     # -- runs -------------------------------------------------------------------------------------
 
     def runs(self) -> list[RunDocument]:
-        """All restore points, oldest commit first."""
+        """All restore points, oldest commit first. Raises `Damaged` if one cannot be read."""
+        listing = self.listing()
+        for error in listing.damaged.values():
+            raise error
+        return listing.runs
+
+    def listing(self) -> Listing:
+        """All restore points, and those that cannot be read: one of these must not hide the others."""
         if self.planned is not None:
-            return []
+            return Listing([], {})
         found = [name for name in self.store.names(BACKUPS) if name.endswith("/" + names.RUN_FILE)]
         with ThreadPoolExecutor(_PARALLEL) as pool:
-            documents = [each for each in pool.map(self._run_if_there, found) if each is not None]
-        return sorted(documents, key=lambda run: run.number)
+            documents = list(pool.map(self._run_or_damage, found))
+        runs = [each for each in documents if isinstance(each, RunDocument)]
+        damaged = {name: each for name, each in zip(found, documents, strict=True) if isinstance(each, Damaged)}
+        return Listing(sorted(runs, key=lambda run: run.number), damaged)
+
+    def _run_or_damage(self, name: str) -> RunDocument | Damaged | None:
+        try:
+            return self._run_if_there(name)
+        except Damaged as error:
+            return error
 
     def _run_if_there(self, name: str) -> RunDocument | None:
         try:
@@ -78,19 +106,27 @@ class Catalog:
         return self._run_if_there(names.run(backupjob, backupjobrun))
 
     def find(self, text: str, vm: str | None = None) -> RunDocument:
-        """A restore point by its id, the beginning of it, or `latest` (of `vm`, where given)."""
-        runs = self.runs()
+        """A restore point by its id, the beginning of it, or `latest` (of `vm`, where given).
+
+        Raises `RunNotFound`, `RunAmbiguous`; `Damaged` if that point, or perhaps the latest, cannot be read.
+        """
         if text == "latest":
-            of_vm = [run for run in runs if vm is None or any(vm in (each.vm, each.name) for each in run.vms)]
-            if of_vm:
-                return of_vm[-1]
-            runs = []
-        fitting = [run for run in runs if text and run.backupjobrun.startswith(text)]
+            of_vm = [run for run in self.runs() if vm is None or any(vm in (each.vm, each.name) for each in run.vms)]
+            if not of_vm:
+                raise RunNotFound(run=text)
+            return of_vm[-1]
+        listing = self.listing()
+        known: dict[str, RunDocument | Damaged] = {name.split("/")[-2]: each for name, each in listing.damaged.items()}
+        known |= {run.backupjobrun: run for run in listing.runs}
+        fitting = [run for run in known if text and run.startswith(text)]
         if not fitting:
             raise RunNotFound(run=text)
         if len(fitting) > 1:
-            raise RunAmbiguous(run=text, candidates=", ".join(run.backupjobrun for run in fitting[:5]))
-        return fitting[0]
+            raise RunAmbiguous(run=text, candidates=", ".join(fitting[:5]))
+        found = known[fitting[0]]
+        if isinstance(found, Damaged):
+            raise found
+        return found
 
     def vm(self, run: RunDocument, vm: str | None) -> VmSummary:
         """A VM of a run by name or id; without one, the only VM. Raises `ResourceNotFound`."""
@@ -113,7 +149,7 @@ class Catalog:
         chain, seen = [newest], {newest.backupjobrun}
         while (parent := chain[-1].parent_key) is not None:
             if parent.backupjobrun in seen:
-                raise ParentMissing(run=resource.backupjobrun, parent=f"{parent.backupjobrun} (a loop)")
+                raise MetadataInvalid(name=names.metadata(resource), detail="its parents form a loop")
             try:
                 chain.append(self.metadata(parent))
             except ObjectMissing as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -42,16 +42,24 @@ class Collected:
     kept: int
 
 
-def collect(catalog: Catalog, *, dry_run: bool = False) -> Collected:
-    """Delete every object of ours that no restore point needs. Raises `Damaged` before deleting anything."""
+def collect(catalog: Catalog, *, dry_run: bool = False, without: Collection[str] = ()) -> Collected:
+    """Delete every object of ours that no restore point needs. Raises `Damaged` before deleting anything.
+
+    `without` tells a dry run which restore points to think away. What others have of them is counted as needed to the
+    last segment, so more may go in truth.
+    """
+    if without and not dry_run:
+        raise ValueError("restore points are deleted by delete_run")
     assert_writer(catalog)
     alive = sqlite3.connect("")  # a private temporary file: the set may be larger than memory should be
     try:
         alive.execute("CREATE TABLE alive (name TEXT PRIMARY KEY) WITHOUT ROWID")
         for run in live_runs(catalog):
-            alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", ((name,) for name in _needed(catalog, run)))
+            if run.backupjobrun not in without:
+                needed = ((name,) for name in _needed(catalog, run, without))
+                alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", needed)
         kept = alive.execute("SELECT count(*) FROM alive").fetchone()[0]
-        deleted = _delete(catalog, _garbage(catalog, alive), dry_run)
+        deleted = _delete(catalog, _garbage(catalog, alive, without), dry_run)
         return Collected(deleted=deleted, kept=kept)
     finally:
         alive.close()
@@ -67,8 +75,8 @@ def live_runs(catalog: Catalog) -> Iterator[RunDocument]:
             yield run
 
 
-def _needed(catalog: Catalog, run: RunDocument) -> Iterator[str]:
-    """Every object that `run` is made of."""
+def _needed(catalog: Catalog, run: RunDocument, without: Collection[str]) -> Iterator[str]:
+    """Every object that `run` is made of, or will be once the points `without` are gone."""
     yield names.run(run.backupjob, run.backupjobrun)
     for vm in run.vms:
         yield names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
@@ -77,17 +85,19 @@ def _needed(catalog: Catalog, run: RunDocument) -> Iterator[str]:
         yield names.metadata(key)
         yield names.image(key)
         yield names.map_object(key, metadata.map.digest)
-        yield from catalog.reader(metadata).object_names()
+        chain = catalog.chain(key) if metadata.parent in without else [metadata]
+        for each in chain:
+            yield from catalog.reader(each).object_names()
 
 
-def _garbage(catalog: Catalog, alive: sqlite3.Connection) -> Iterator[str]:
+def _garbage(catalog: Catalog, alive: sqlite3.Connection, without: Collection[str]) -> Iterator[str]:
     dead_runs: dict[tuple[str, str], bool] = {}
     for name in catalog.store.names(BACKUPS):
         fits = _OURS.fullmatch(name)
         if fits and not _is_alive(alive, name):
             run = fits["job"], fits["run"]
             if run not in dead_runs:
-                dead_runs[run] = _is_dead(catalog, alive, *run)
+                dead_runs[run] = fits["run"] in without or _is_dead(catalog, alive, *run)
             # within a live run only an older map can be superfluous
             if dead_runs[run] or names.MAP_PREFIX in name:
                 yield name

@@ -1,0 +1,74 @@
+"""What is wrong with restore points: the documents that lead to their data here, the data in `raksha.restore.verify`.
+
+Promises: one broken object hides no other; every finding names the restore points that it hits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raksha.errors import Damaged, ParentMissing
+from raksha.restore.context import Context
+from raksha.restore.verify import CopyToVerify, Finding, verify
+from raksha.types import ResourceKey
+from raksha.vault import names
+from raksha.vault.catalog import Catalog
+from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+
+
+def verify_runs(
+    catalog: Catalog, runs: Sequence[RunDocument], context: Context, *, data: bool
+) -> tuple[int, list[Finding]]:
+    """The number of disk copies that were looked at, and what is wrong. Raises `VaultError`, `Interrupted`."""
+    documents = _Documents(catalog)
+    for run in runs:
+        for vm in run.vms:
+            context.check()
+            documents.look_at(run, vm)
+    found = verify(catalog.store, list(documents.copies.values()), context, data=data)
+    return len(documents.copies), [*documents.findings(), *found]
+
+
+class _Documents:
+    """Reads what leads to the data."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        #: disk copies whose whole chain can be followed
+        self.copies: dict[ResourceKey, CopyToVerify] = {}
+        self._wrong: dict[tuple[str, str], tuple[str, list[ResourceKey]]] = {}
+
+    def look_at(self, run: RunDocument, vm: VmSummary) -> None:
+        keys = [ResourceKey(run.backupjob, run.backupjobrun, vm.vm, each.resource) for each in vm.resources]
+        try:
+            self._catalog.machine(run, vm)
+        except Damaged as error:
+            self._note(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm), error, keys)
+        for key in keys:
+            try:
+                chain = self._catalog.chain(key)
+                self.copies |= {each.resource_key: self._copy(vm, each) for each in chain}
+            except ParentMissing as error:
+                parent = ResourceKey(key.backupjob, error.fields["parent"], key.vm, key.resource)
+                self._note(names.metadata(parent), error, [key])
+            except Damaged as error:
+                self._note(error.fields.get("name", names.metadata(key)), error, [key])
+
+    def findings(self) -> list[Finding]:
+        return [Finding(name, code, detail, tuple(hits)) for (name, code), (detail, hits) in self._wrong.items()]
+
+    def _note(self, name: str, error: Damaged, keys: Sequence[ResourceKey]) -> None:
+        self._wrong.setdefault((name, error.code), (str(error), []))[1].extend(keys)
+
+    def _copy(self, vm: VmSummary, metadata: BackupMetadata) -> CopyToVerify:
+        key = metadata.resource_key
+        return CopyToVerify(
+            key=key,
+            vm=vm.name,
+            map_name=names.map_object(key, metadata.map.digest),
+            map_size=metadata.map.size,
+            hasher=self._catalog.hasher(metadata.key_id),
+            image_name=names.image(key),
+            image_size=metadata.image_size,
+            parent=metadata.parent_key,
+        )
