@@ -241,14 +241,14 @@ class Journal:
             for run in layer.counts_from:
                 db.execute("INSERT INTO counts VALUES (?, ?)", (cursor.lastrowid, run))
 
-    def layers(self, vm: str, target: str | None = None) -> list[OwnLayer]:
-        """Our layers of one VM (of one disk), oldest first."""
+    def layers(self, vm: str) -> list[OwnLayer]:
+        """Our layers of one VM, oldest first."""
         with self._mutex:
             rows = self._db.execute(
                 "SELECT id, vm, target, path, device, inode, base_kind, base_path, base_format, base_device,"
                 " base_inode, base_modified, run, job, state FROM layers"
-                " WHERE vm = ? AND (? IS NULL OR target = ?) ORDER BY id",
-                (vm, target, target),
+                " WHERE vm = ? ORDER BY id",
+                (vm,),
             ).fetchall()
             counts: dict[int, set[str]] = {row[0]: set() for row in rows}
             for layer, run in self._db.execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from raksha.config import Settings
@@ -21,6 +21,9 @@ from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.lineage import Decision, Lineage, decide
 from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+
+#: from so many frozen layers of ours on, a failed run merges them into one
+_MANY_LAYERS = 8
 
 
 class OfflineWatch:
@@ -195,7 +198,24 @@ class OverlayCapture:
 
     def abandon(self) -> None:
         self._close()
-        self._unlock()
+        try:
+            for disk in self._survey.disks:
+                self._thin_out(disk)
+        finally:
+            self._unlock()
+
+    def _thin_out(self, disk: SurveyedDisk) -> None:
+        """A vault that is away for long must not make chains grow for ever: merge into the oldest layer of ours.
+
+        That one then counts from all their runs, since it holds more than each of them asks for.
+        """
+        own = disk.lineage.own
+        if len(own) < _MANY_LAYERS or self._offline is not None:
+            return
+        with suppress(RakshaError):  # it was one more attempt; the layers stay as they are
+            if self._guest.is_active():
+                self._journal.count_from(own[-1].file.path, {run for layer in own for run in layer.counts_from})
+                Committer(self._guest, self._journal, self._settings).merge(disk.target, own[:-1])
 
     def _close(self) -> None:
         self._servers.close()

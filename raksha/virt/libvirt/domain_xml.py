@@ -9,6 +9,9 @@ from lxml import etree
 #: which attribute of <source> holds the place, by type of disk
 _SOURCE = {"file": "file", "block": "dev", "dir": "dir", "nvme": "type", "vhostuser": "path"}
 
+#: namespace of what Nova notes in a domain, less its version
+_NOVA = "{http://openstack.org/xmlns/libvirt/nova/"
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:
@@ -65,6 +68,8 @@ class Domain:
     nvram: str | None
     #: there is an emulated TPM
     tpm: bool
+    #: Nova rebuilds this domain from records of its own
+    nova: bool
 
     def disk(self, target: str) -> Disk | None:
         return next((disk for disk in self.disks if disk.target == target), None)
@@ -87,6 +92,7 @@ def parse_domain(xml: str) -> Domain:
         agent=None if channel is None else channel.get("state", "disconnected"),
         nvram=_nvram_path(nvram) if nvram is not None else None,
         tpm=root.find("./devices/tpm/backend[@type='emulator']") is not None,
+        nova=any(str(element.tag).startswith(_NOVA) for element in root.iterfind("./metadata/*")),
     )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from raksha.errors import ForeignChain, LayerUnknown
-from raksha.journal import OwnLayer
+from raksha.journal import LayerState, OwnLayer
 from raksha.states import ReadMode, Reason
 from raksha.virt.capture import Parent
 from raksha.virt.libvirt.domain_xml import Layer
@@ -54,8 +54,8 @@ class Decision:
 def tell_apart(
     vm: str, target: str, chain: Sequence[Layer], known: Sequence[OwnLayer], same: Callable[[str, str], bool]
 ) -> Lineage:
-    """Raises `ForeignChain` where a layer that is not ours stands on one that is, `LayerUnknown` for one that looks
-    like ours but is not in the journal."""
+    """`known`: all our layers of the VM. Raises `ForeignChain` where a layer that is not ours stands on one that is,
+    `LayerUnknown` for one that looks like ours but is not in the journal."""
     found = [next((own for own in known if same(own.file.path, layer.path)), None) for layer in chain]
     own = [ours for ours in takewhile(lambda ours: ours is not None, found) if ours is not None]
     below = tuple(chain[len(own) :])
@@ -64,8 +64,8 @@ def tell_apart(
             raise ForeignChain(vm=vm, disk=target, path=chain[0].path)
         if OUR_NAME.search(layer.path):
             raise LayerUnknown(vm=vm, disk=target, path=layer.path)
-    paths = {ours.file.path for ours in own}
-    return Lineage(tuple(own), below, tuple(ours for ours in known if ours.file.path not in paths))
+    orphans = (ours for ours in known if ours.target == target and ours.state is LayerState.ORPHAN and ours not in own)
+    return Lineage(tuple(own), below, tuple(orphans))
 
 
 def decide(

@@ -53,12 +53,12 @@ def list_vms(connection: Connection, journal: Journal) -> list[VmEntry]:
 
 
 def _vm(guest: Guest, journal: Journal) -> VmEntry:
+    inactive = parse_domain(guest.inactive_xml())
     try:
-        check_vm(guest)
+        check_vm(guest, inactive)
         reason = None
     except Refused as error:
         reason = _why(error)
-    inactive = parse_domain(guest.inactive_xml())
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
     disks = tuple(_disk(guest, journal, disk, live, inactive) for disk in (live or inactive).disks)

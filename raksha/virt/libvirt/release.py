@@ -51,9 +51,9 @@ class Release:
         return done or ["nothing to release"]
 
     def _lineage(self, disk: Disk, *, active: bool) -> Lineage:
-        known = self._journal.layers(self._guest.uuid, disk.target)
+        known = self._journal.layers(self._guest.uuid)
         try:
-            chain = disk.layers if active or disk.top.format != "qcow2" else follow(disk.layers)
+            chain = disk.layers if active else follow(disk.layers)
         except ChainBroken as error:
             raise DiskUnsupported(vm=self._guest.name, disk=disk.target, detail=error) from error
         return tell_apart(self._guest.name, disk.target, chain, known, same_file)

@@ -51,8 +51,8 @@ class Survey:
 
 def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()) -> Survey:
     """Raises `Refused` errors; then nothing was changed."""
-    check_vm(guest)
     inactive = parse_domain(guest.inactive_xml())
+    check_vm(guest, inactive)
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
     shown = live or inactive
@@ -73,8 +73,11 @@ def is_candidate(disk: Disk) -> bool:
     return disk.device in ("disk", "lun") and not disk.readonly and bool(disk.layers)
 
 
-def check_vm(guest: Guest) -> None:
+def check_vm(guest: Guest, inactive: Domain) -> None:
     """Raises `VmUnsupported`, `VmBusy`."""
+    if inactive.nova:
+        detail = "Nova manages it, and would start its disks below our overlay at the next hard reboot"
+        raise VmUnsupported(vm=guest.name, detail=detail)
     if not guest.is_persistent():
         raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and our overlays, when it ends")
     if guest.has_saved_state():
@@ -115,7 +118,7 @@ def check_disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, 
         else:
             chain = disk.layers
             _check_live(guest, disk, inactive.disk(disk.target))
-        known = journal.layers(guest.uuid, disk.target)
+        known = journal.layers(guest.uuid)
         lineage = tell_apart(guest.name, disk.target, chain, known, same_file)
         _check_headers(guest, disk, chain, ours=len(lineage.own))
     except ChainBroken as error:
