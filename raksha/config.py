@@ -77,7 +77,10 @@ def load(path: Path | None = None, **overrides: object) -> Settings:
     conf.register_opts(_OPTIONS, group="host")
     standard = Path("/etc/raksha/raksha.conf")
     files = [path] if path else [standard] if standard.exists() else []
-    conf([], project="raksha", default_config_files=[str(each) for each in files], default_config_dirs=[])
+    try:
+        conf([], project="raksha", default_config_files=[str(each) for each in files], default_config_dirs=[])
+    except (OSError, UnicodeDecodeError) as error:
+        raise cfg.ConfigFileParseError(str(files[0]), str(error)) from error
     values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
     values |= {each.name: conf.host[each.name] for each in fields(Settings) if conf.host[each.name] is not None}
     values |= {name: value for name, value in overrides.items() if value is not None}

@@ -235,6 +235,12 @@ class JournalUnusable(RakshaError):
     hint = "Nothing is captured without it. Check the directory, its permissions and the space on its disk."
 
 
+class HostFailed(RakshaError):
+    code = "host_failed"
+    message = "A file of this host could not be used: {detail}."
+    hint = "Is there space in --state-dir and the temporary directory, and may this user write there?"
+
+
 class HypervisorUnavailable(RakshaError):
     code = "hypervisor_unavailable"
     message = "libvirt at {uri} did not answer: {detail}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from oslo_config import cfg
 import raksha
 from raksha.cmd import local
 from raksha.cmd.output import Output
-from raksha.errors import Interrupted, NeedsAttention, RakshaError, SettingsWrong
+from raksha.errors import HostFailed, Interrupted, NeedsAttention, RakshaError, SettingsWrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, sqlite3.Error) as error:  # spool files, the journal: whatever this host is asked to keep for us
+        return _failed(output, Interrupted() if cancel.is_set() else HostFailed(detail=error))
 
 
 def _failed(output: Output, error: RakshaError) -> int:
