@@ -40,6 +40,11 @@ CREATE TABLE IF NOT EXISTS layers (
     run TEXT NOT NULL, job TEXT NOT NULL, state TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS counts (
     layer INTEGER NOT NULL REFERENCES layers (id) ON DELETE CASCADE, run TEXT NOT NULL, PRIMARY KEY (layer, run));
+CREATE TABLE IF NOT EXISTS bitmaps (
+    id INTEGER PRIMARY KEY, vm TEXT NOT NULL, target TEXT NOT NULL, name TEXT NOT NULL,
+    run TEXT NOT NULL, job TEXT NOT NULL, below TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (vm, target, name));
+CREATE TABLE IF NOT EXISTS bitmap_counts (
+    bitmap INTEGER NOT NULL REFERENCES bitmaps (id) ON DELETE CASCADE, run TEXT NOT NULL, PRIMARY KEY (bitmap, run));
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, vault TEXT NOT NULL, job TEXT NOT NULL, claim TEXT NOT NULL, number INTEGER,
     state TEXT NOT NULL, begun REAL NOT NULL, ended REAL);
@@ -57,6 +62,17 @@ class LayerState(StrEnum):
     MERGING = "merging"
     #: the VM runs without it: it was started below
     ORPHAN = "orphan"
+
+
+class BitmapState(StrEnum):
+    """What we want of a dirty bitmap. Whether it is there and whole is observed."""
+
+    #: asked for together with a capture; whether its run became a restore point is to be seen
+    PLANNED = "planned"
+    #: its run is a restore point, and it records what changed since
+    COUNTING = "counting"
+    #: to be removed as soon as the VM runs
+    UNWANTED = "unwanted"
 
 
 class RunState(StrEnum):
@@ -102,6 +118,23 @@ class OwnLayer:
     run: str
     job: str
     state: LayerState
+    counts_from: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBitmap:
+    """A dirty bitmap of ours on one disk. While it is whole, it holds every write since the runs of `counts_from`."""
+
+    vm: str
+    target: str
+    #: its name, and that of the checkpoint it was made with
+    name: str
+    #: the run that made it, and the job of that run
+    run: str
+    job: str
+    #: what lay below the VM's own file then, see `pull_survey.below`
+    below: str
+    state: BitmapState
     counts_from: frozenset[str]
 
 
@@ -289,6 +322,59 @@ class Journal:
         """Whether this is an overlay of ours, of any VM."""
         with self._mutex:
             return self._db.execute("SELECT 1 FROM layers WHERE path = ?", (path,)).fetchone() is not None
+
+    # -- bitmaps ------------------------------------------------------------------------------------
+
+    def add_bitmaps(self, bitmaps: Iterable[OwnBitmap]) -> None:
+        """Note bitmaps before they are made. One of the same name counts anew."""
+        with self._transaction() as db:
+            for each in bitmaps:
+                db.execute(
+                    "DELETE FROM bitmaps WHERE vm = ? AND target = ? AND name = ?", (each.vm, each.target, each.name)
+                )
+                cursor = db.execute(
+                    "INSERT INTO bitmaps (vm, target, name, run, job, below, state) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (each.vm, each.target, each.name, each.run, each.job, each.below, each.state.value),
+                )
+                for run in each.counts_from:
+                    db.execute("INSERT INTO bitmap_counts VALUES (?, ?)", (cursor.lastrowid, run))
+
+    def bitmaps(self, vm: str) -> list[OwnBitmap]:
+        """Our bitmaps of one VM, oldest first."""
+        with self._mutex:
+            rows = self._db.execute(
+                "SELECT id, vm, target, name, run, job, below, state FROM bitmaps WHERE vm = ? ORDER BY id", (vm,)
+            ).fetchall()
+            counts: dict[int, set[str]] = {row[0]: set() for row in rows}
+            for bitmap, run in self._db.execute(
+                "SELECT bitmap, run FROM bitmap_counts WHERE bitmap IN (SELECT id FROM bitmaps WHERE vm = ?)", (vm,)
+            ):
+                counts.get(bitmap, set()).add(run)
+        return [
+            OwnBitmap(vm_, target, name, run, job, below, BitmapState(state), frozenset(counts[number]))
+            for number, vm_, target, name, run, job, below, state in rows
+        ]
+
+    def set_bitmaps(self, bitmaps: Iterable[OwnBitmap], state: BitmapState) -> None:
+        with self._transaction() as db:
+            db.executemany(
+                "UPDATE bitmaps SET state = ? WHERE vm = ? AND target = ? AND name = ?",
+                [(state.value, each.vm, each.target, each.name) for each in bitmaps],
+            )
+
+    def bitmaps_count_from(self, bitmaps: Iterable[OwnBitmap], run: str) -> None:
+        """These bitmaps also hold every write since this run."""
+        with self._transaction() as db:
+            db.executemany(
+                "INSERT OR IGNORE INTO bitmap_counts"
+                " SELECT id, ? FROM bitmaps WHERE vm = ? AND target = ? AND name = ?",
+                [(run, each.vm, each.target, each.name) for each in bitmaps],
+            )
+
+    def forget_bitmap(self, vm: str, target: str, name: str) -> None:
+        """It is in no image any more."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM bitmaps WHERE vm = ? AND target = ? AND name = ?", (vm, target, name))
 
     # -- runs ---------------------------------------------------------------------------------------
 

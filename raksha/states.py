@@ -40,6 +40,12 @@ class Reason(StrEnum):
     SHUT_OFF = "vm_shut_off"
     #: a failed run lies between: all layers since the parent are sent (a superset, still exact)
     UNION_OF_LAYERS = "union_of_layers"
+    #: raw, qcow2 before version 3, a network disk, or internal snapshots that a bitmap would lock
+    NO_BITMAP = "no_bitmap_possible"
+    #: the bitmap that counts from the parent is gone from the disk
+    BITMAP_LOST = "bitmap_lost"
+    #: QEMU was killed while the bitmap recorded, so it may not hold everything
+    BITMAP_INCONSISTENT = "bitmap_inconsistent"
 
 
 class Quiesce(StrEnum):
