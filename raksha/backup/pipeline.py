@@ -2,13 +2,13 @@
 
 ::
 
-    for piece in pieces(capture):            # aligned 4 MiB of the guest, in guest order
+    for piece in pieces(capture):            # aligned 4 MiB (full, compare), or what changed, 4 MiB together
         cells = read(piece)                  # worker thread: clusters that must be in the map, hashed
-        for pack in packer.add(cells):       # a full copy: one pack a piece; else up to 64 changed clusters
+        for pack in packer.add(cells):       # up to 64 clusters that differ; without a comparison, the piece itself
             row = put(pack)                  # worker thread: unless the vault has this segment
             map += pack, row                 # this thread, in guest order
 
-The two halves of a full copy's piece are one step of one thread: what was just read is still in the processor's cache.
+Where nothing is compared, the two halves are one step of one thread: what it read is still in the processor's cache.
 
 Promises: memory is bounded by the number of workers, whatever the size of the disk; the first error wins and ends
 all threads; nothing is visible in the vault but inert segments until the run is committed; a cluster read as
@@ -25,7 +25,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, with_gaps_as_zero
+from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, gathered, with_gaps_as_zero
 from raksha.errors import Interrupted
 from raksha.progress import Progress
 from raksha.states import ReadMode, Reason
@@ -37,7 +37,7 @@ from raksha.vault.segment import HASH_BYTES, Buffer, ClusterHasher, Codec, Segme
 from raksha.vault.store import Store
 from raksha.virt.capture import DiskCapture, DiskReader
 
-#: cells in one pack, also where nearly all of them are zeroes
+#: cells in one pack (runs in one piece), also where nearly all of them are zeroes
 _CELLS_MAX = 4096
 
 
@@ -171,7 +171,7 @@ class DiskPipeline:
             yield puts.popleft().result()
 
     def _puts(self, pool: ThreadPoolExecutor, runs: ClusterRuns) -> Iterator[Future[Stored]]:
-        if self._disk.mode is ReadMode.FULL:  # equal ranges make equal segments: a piece is a pack
+        if self._parent is None:  # all that is read is stored: a piece is a pack
             for piece in self._pieces(runs):
                 self._check()
                 yield pool.submit(self._read_and_put, piece)
@@ -203,16 +203,17 @@ class DiskPipeline:
         return index
 
     def _pieces(self, runs: Iterable[ClusterRun]) -> Iterator[Piece]:
-        """Cut into aligned pieces, each with what the parent has there."""
+        """Pieces of work, with what the parent has there if that is to be compared. Equal fulls have equal pieces."""
         mode, step = self._disk.mode, self._geometry.clusters_per_segment
         if mode is ReadMode.FULL:  # what a full does not mention is zero
             runs = (run for run in runs if run.kind is ExtentKind.DATA)
         elif mode is ReadMode.COMPARE:
             runs = with_gaps_as_zero(runs, self._geometry.clusters)
-        for piece in aligned(runs, step):
-            if self._parent is None:
-                yield Piece(piece, None)
-            else:
+        if self._parent is None:
+            cut = aligned(runs, step) if mode is ReadMode.FULL else gathered(runs, step, _CELLS_MAX)
+            yield from (Piece(piece, None) for piece in cut)
+        else:
+            for piece in aligned(runs, step):
                 yield from self._compared(piece)
 
     def _compared(self, runs: list[ClusterRun]) -> Iterator[Piece]:
@@ -264,8 +265,8 @@ class DiskPipeline:
         block = self._reader().pread(start, min(run.count * size, self._geometry.size - start))
         if len(block) < run.count * size:
             block = block.ljust(run.count * size, b"\0")
-        # a view of the block keeps all of it in memory: right where all of it waits for its turn together
-        keep = memoryview if self._disk.mode is ReadMode.FULL else bytes
+        # a view keeps the whole block in memory: right where all of it is stored at once
+        keep = memoryview if expected is None else bytes
         view = memoryview(block)
         for cluster, at in enumerate(range(0, run.count * size, size), run.first):
             # not by comparing views, which takes some fifty times as long

@@ -103,6 +103,24 @@ def aligned(runs: Iterable[ClusterRun], step: int) -> Iterator[list[ClusterRun]]
         yield piece
 
 
+def gathered(runs: Iterable[ClusterRun], step: int, most: int) -> Iterator[list[ClusterRun]]:
+    """Runs put together until there are `step` clusters of data to read, or `most` runs."""
+    piece: list[ClusterRun] = []
+    room = step
+    for run in runs:
+        first = run.first
+        while first < run.end:
+            end = run.end if run.kind is ExtentKind.ZERO else min(run.end, first + room)
+            piece.append(ClusterRun(first, end - first, run.kind))
+            room -= end - first if run.kind is ExtentKind.DATA else 0
+            first = end
+            if not room or len(piece) == most:
+                yield piece
+                piece, room = [], step
+    if piece:
+        yield piece
+
+
 def with_gaps_as_zero(runs: Iterable[ClusterRun], clusters: int) -> Iterator[ClusterRun]:
     """Every cluster of the disk in exactly one run: what no run names reads as zero."""
     done = 0
