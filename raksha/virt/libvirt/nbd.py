@@ -76,6 +76,7 @@ class Server:
         self.target = target
         self._directory = Path(tempfile.mkdtemp(prefix=f"raksha-{os.getpid()}-", dir=_run_dir()))
         self.socket = self._directory / "nbd"
+        self._errors = self._directory / "errors"
         command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
         command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(node(chain, share=share))]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the server
@@ -120,8 +121,8 @@ class Server:
         return handle
 
     def _failed(self, detail: str) -> CaptureFailed:
-        self._errors.seek(0)
-        said = self._errors.read(2000).decode("utf-8", "replace").strip()
+        # After `close` there is neither server nor file.
+        said = self._errors.read_text("utf-8", "replace")[:2000].strip() if self._errors.exists() else ""
         return CaptureFailed(vm=self.vm, detail=f"disk {self.target} cannot be opened: {said or detail}")
 
     def close(self) -> None:
@@ -129,7 +130,6 @@ class Server:
             if self._process.poll() is None:
                 self._process.kill()
             self._process.wait()
-            self._errors.close()
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
