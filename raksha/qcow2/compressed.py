@@ -16,6 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import compress, count
 
 from raksha.qcow2 import DATA, ZERO
 from raksha.qcow2.header import Backing, header_cluster
@@ -78,14 +79,15 @@ class CompressedImage:
         table = array("Q", bytes(self.layout.cluster_size))
         current = -1
         entries: tuple[int, ...] = ()
-        for place, kind in enumerate(kinds):
-            if kind == DATA:
+        # most pages of an increment are nearly empty: only what is not absent is looked at
+        for place in compress(count(), kinds):
+            if kinds[place] == DATA:
                 segment = segments[place]
                 if segment != current:
                     entries = self._entries_of(segment)
                     current = segment
                 table[place] = entries[indexes[place]]
-            elif kind == ZERO:
+            elif kinds[place] == ZERO:
                 table[place] = ZERO_ENTRY
         return table
 

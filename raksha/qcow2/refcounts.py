@@ -68,7 +68,7 @@ class Refcounts:
         counts: array[int] = array(self._typecode)
         base = 0
         try:
-            for entry in entries:
+            for entry in filter(None, entries):
                 if not entry & COMPRESSED:
                     continue
                 offset = entry & offset_mask

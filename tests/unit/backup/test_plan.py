@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, with_gaps_as_zero
+from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, gathered, with_gaps_as_zero
 from raksha.types import Extent, ExtentKind, Geometry
 
 CLUSTER = 4096
@@ -75,6 +75,20 @@ def test_aligned_pieces_hold_the_same_clusters_and_data_never_crosses_a_border(
         assert len({cluster // step for run in data for cluster in (run.first, run.end - 1)}) <= 1
     borders = [run.first // step for piece in pieces for run in piece[:1] if run.kind is ExtentKind.DATA]
     assert borders == sorted(set(borders)), "two pieces share one aligned range"
+
+
+@given(extents(), st.integers(1, 9), st.integers(1, 5))
+def test_gathered_pieces_hold_the_same_clusters_and_are_as_full_as_they_may_be(
+    case: tuple[Geometry, list[Extent]], step: int, most: int
+) -> None:
+    geometry, found = case
+    runs = ClusterRuns(found, geometry)
+    pieces = list(gathered(runs, step, most))
+    assert kinds([run for piece in pieces for run in piece], geometry.clusters) == kinds(list(runs), geometry.clusters)
+    for number, piece in enumerate(pieces):
+        data = sum(run.count for run in piece if run.kind is ExtentKind.DATA)
+        assert data <= step and len(piece) <= most
+        assert data == step or len(piece) == most or number == len(pieces) - 1
 
 
 @given(extents())
