@@ -60,8 +60,8 @@ class OverlayDisk:
         self.mode = decision.mode
         self.reason = decision.reason
         self.parent = parent if decision.mode is not ReadMode.FULL else None
-        self.base_image = _base_image(disk.lineage)
-        self.facts = _facts(disk)
+        self.base_image = base_image_of(disk.lineage)
+        self.facts = facts_of(disk)
         self._server = server
         self._depth = decision.depth if decision.mode is ReadMode.DELTA else None
 
@@ -72,7 +72,7 @@ class OverlayDisk:
         return nbd.extents(self._server, self._depth)
 
 
-def _base_image(lineage: Lineage) -> BaseImage | None:
+def base_image_of(lineage: Lineage) -> BaseImage | None:
     if len(lineage.below) < 2:
         return None
     bottom = lineage.below[-1]
@@ -80,7 +80,7 @@ def _base_image(lineage: Lineage) -> BaseImage | None:
     return BaseImage(bottom.path, status.st_size, status.st_mtime_ns)
 
 
-def _facts(disk: SurveyedDisk) -> Mapping[str, str | int | None]:
+def facts_of(disk: SurveyedDisk) -> Mapping[str, str | int | None]:
     base = disk.lineage.base
     driver = dict(disk.disk.driver)
     return {
@@ -124,7 +124,7 @@ class OverlayCapture:
         self._servers = ExitStack()
         self.taken_at = taken_at
         self.frozen_seconds = freezer.seconds
-        self.consistency = _consistency(found.power, held=freezer.held)
+        self.consistency = consistency_of(found.power, held=freezer.held)
         if request.quiesce is Quiesce.REQUIRE and found.active and not freezer.held:
             raise QuiesceFailed(vm=guest.name, detail="the freeze did not hold until the snapshot")
         # The layers below the new overlay must not change while they are read.
@@ -228,7 +228,7 @@ class OverlayCapture:
             self._lock = None
 
 
-def _consistency(power: str, *, held: bool) -> Consistency:
+def consistency_of(power: str, *, held: bool) -> Consistency:
     if power == "shut off":
         return Consistency.OFFLINE
     if power == "paused":

@@ -160,6 +160,50 @@ class Guest:
             with suppress(libvirt.libvirtError):
                 connection.domainEventDeregisterAny(handle)
 
+    # -- backups and checkpoints --------------------------------------------------------------------
+
+    def backup_begin(self, xml: str, checkpoint_xml: str | None) -> None:
+        """Freeze all disks of `xml` at one instant and serve them, and begin the bitmaps of the checkpoint with it."""
+        self._call("begin a backup", self._domain.backupBegin, xml, checkpoint_xml, 0)
+
+    def backup_xml(self) -> str | None:
+        """The backup job under way, or None."""
+        try:
+            return str(self._domain.backupGetXMLDesc(0))
+        except libvirt.libvirtError as error:
+            # A VM that was shut off has none either.
+            if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
+                return None
+            raise LibvirtFailed(action="look up the backup", vm=self.name, detail=error.get_error_message()) from error
+
+    def abort_domain_job(self) -> None:
+        """Ends a migration, save, dump or backup: look which one it is before. Returns before it is gone."""
+        self._call("end the backup", self._domain.abortJob)
+
+    def checkpoint_redefine(self, xml: str, *, validate: bool) -> bool:
+        """Tell libvirt of a checkpoint whose bitmaps are there. With `validate` (of a running VM) False means that a
+        bitmap is missing or broken; then libvirt knows no such checkpoint."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+        flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE if validate else 0
+        try:
+            self._domain.checkpointCreateXML(xml, flags)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT:
+                return False
+            raise LibvirtFailed(action="use a checkpoint", vm=self.name, detail=error.get_error_message()) from error
+        return True
+
+    def checkpoint_delete(self, name: str, *, metadata_only: bool) -> None:
+        """Make libvirt forget a checkpoint; its bitmaps go with it (of a running VM), or stay and record on."""
+        flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if metadata_only else 0
+        checkpoint = self._call("look up a checkpoint", self._domain.checkpointLookupByName, name, 0)
+        self._call("delete a checkpoint", checkpoint.delete, flags)
+
+    def checkpoint_names(self) -> list[str]:
+        """Of the checkpoints that libvirt knows."""
+        found = self._call("list checkpoints", self._domain.listAllCheckpoints, 0)
+        return [str(checkpoint.getName()) for checkpoint in found]
+
     # -- guest agent --------------------------------------------------------------------------------
 
     def agent_timeout(self, seconds: int | None) -> None:

@@ -75,6 +75,21 @@ def _link(image: dict[str, Any]) -> ChainLink:
     )
 
 
+def bitmaps(path: str) -> dict[str, frozenset[str]]:
+    """Flags by name of the dirty bitmaps in the qcow2 image at `path`, which may be in use.
+
+    `auto`: it records; `in-use`: a process has it in memory, or died with it. Those begun by a running VM are not there.
+    """
+    found = json.loads(_run(["info", "-U", "--output=json", "-f", "qcow2", path], timeout=_QUICK, cpu=_CPU))
+    listed = found["format-specific"]["data"].get("bitmaps", [])
+    return {each["name"]: frozenset(each["flags"]) for each in listed}
+
+
+def remove_bitmap(path: str, name: str) -> None:
+    """Remove a dirty bitmap from the qcow2 image at `path`, under QEMU's locks. Fails if any process has it open."""
+    _run(["bitmap", "--remove", "-f", "qcow2", path, name], timeout=_QUICK, cpu=_CPU)
+
+
 def commit(path: str, base: str, timeout: float) -> None:
     """Write what the layers above `base` up to `path` hold into `base`, under QEMU's locks. The layers stay.
 

@@ -79,11 +79,11 @@ class Server:
         self._errors = self._directory / "errors"
         command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
         command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(node(chain, share=share))]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the server
         environment = os.environ | {"GLIBC_TUNABLES": _TUNABLES}
-        self._process = spawn(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors, env=environment
-        )
+        with self._errors.open("wb") as errors:
+            self._process = spawn(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+            )
         self._closing = threading.Lock()
         try:
             #: bytes, as the guest saw the disk
