@@ -36,6 +36,8 @@ class Settings:
     state_dir: Path
     #: where overlays are made; None: beside the disk they grow on, or `state_dir/overlays` for block devices
     overlay_dir: Path | None = None
+    #: where QEMU puts scratch files and sockets of the engine `pull` during a backup; None: `state_dir/scratch`
+    scratch_dir: Path | None = None
     #: threads that read, hash, compress and send
     workers: int = 4
     #: seconds a guest may stay frozen; then it is thawed whatever happened
@@ -44,7 +46,7 @@ class Settings:
     agent_timeout: int = 5
     #: seconds to wait for a block job before the layer is left for the next run
     commit_timeout: float = 3600.0
-    #: free space that an overlay wants: this share of the disk's size ...
+    #: free space that an overlay or a scratch file wants: this share of the disk's size ...
     overlay_reserve: float = 0.1
     #: ... but at least and at most so many bytes
     overlay_reserve_min: int = 64 * 1024 * 1024
@@ -57,11 +59,12 @@ _OPTIONS = [
     cfg.StrOpt("libvirt_uri", help="Connection to the hypervisor."),
     cfg.StrOpt("state_dir", help="Directory of the journal, locks, sockets and spool files."),
     cfg.StrOpt("overlay_dir", help="Directory of overlays; unset: beside the disk they grow on."),
+    cfg.StrOpt("scratch_dir", help="Directory of scratch files and sockets during a backup by the engine pull."),
     cfg.IntOpt("workers", min=1, max=64, help="Threads that read, hash, compress and send."),
     cfg.FloatOpt("freeze_deadline", min=1, max=60, help="Seconds a guest may stay frozen."),
     cfg.IntOpt("agent_timeout", min=1, max=60, help="Seconds to wait for an answer of the guest agent."),
     cfg.FloatOpt("commit_timeout", min=1, help="Seconds to wait for a block job."),
-    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay wants, as a share of the disk."),
+    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay or scratch file wants, as a share of the disk."),
     cfg.IntOpt("overlay_reserve_min", min=0, help="The least of that, in bytes."),
     cfg.IntOpt("overlay_reserve_max", min=0, help="The most of that, in bytes."),
     cfg.IntOpt("compression_level", min=1, max=19, help="zstd level."),
@@ -84,7 +87,7 @@ def load(path: Path | None = None, **overrides: object) -> Settings:
     values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
     values |= {each.name: conf.host[each.name] for each in fields(Settings) if conf.host[each.name] is not None}
     values |= {name: value for name, value in overrides.items() if value is not None}
-    for name in ("state_dir", "overlay_dir"):
+    for name in ("state_dir", "overlay_dir", "scratch_dir"):
         if values.get(name) is not None:
             values[name] = Path(str(values[name])).absolute()
     return Settings(**values)  # type: ignore[arg-type]

@@ -312,6 +312,18 @@ class NoSpaceForOverlay(Refused):
     hint = "Free space, or choose another directory with --overlay-dir."
 
 
+class NoSpaceForScratch(Refused):
+    code = "no_space_for_scratch"
+    message = "{path} has {free} bytes free; a backup of VM {vm} wants at least {wanted} there while it runs."
+    hint = "Free space, or choose another directory with scratch_dir in /etc/raksha/raksha.conf."
+
+
+class ScratchFull(RakshaError):
+    code = "scratch_full"
+    message = "VM {vm} wrote more while it was backed up than {path} had room for; the backup was given up in time."
+    hint = "Free space there, or choose another directory with scratch_dir in /etc/raksha/raksha.conf."
+
+
 class QuiesceFailed(Refused):
     code = "quiesce_failed"
     message = "The file systems of VM {vm} could not be frozen: {detail}."
