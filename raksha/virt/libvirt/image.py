@@ -11,6 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from raksha import crash
 from raksha.errors import ImageToolFailed
 
 #: seconds for calls that only touch headers
@@ -30,6 +31,12 @@ class ChainLink:
     #: as written in the header
     backing: str | None
     backing_format: str | None
+
+
+def _change(arguments: list[str], *, timeout: float | None, cpu: int | None) -> None:
+    """A call that changes an image."""
+    with crash.around(f"qemu-img.{arguments[0]}"):
+        _run(arguments, timeout=timeout, cpu=cpu)
 
 
 def _run(arguments: list[str], *, timeout: float | None, cpu: int | None) -> str:
@@ -55,12 +62,12 @@ def _run(arguments: list[str], *, timeout: float | None, cpu: int | None) -> str
 def create_overlay(path: str, size: int, backing: str, backing_format: str) -> None:
     """Make the (existing, empty) file at `path` a qcow2 overlay of `size` bytes. The backing file is not opened."""
     arguments = ["create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1,cluster_size=65536"]
-    _run([*arguments, "-b", backing, "-F", backing_format, path, str(size)], timeout=_QUICK, cpu=_CPU)
+    _change([*arguments, "-b", backing, "-F", backing_format, path, str(size)], timeout=_QUICK, cpu=_CPU)
 
 
 def rebase(path: str, backing: str) -> None:
     """Name another backing file, a qcow2 image, in the header of the qcow2 image at `path`. It is not opened."""
-    _run(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path], timeout=_QUICK, cpu=_CPU)
+    _change(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path], timeout=_QUICK, cpu=_CPU)
 
 
 def chain(path: str) -> list[ChainLink]:
@@ -78,7 +85,8 @@ def _link(image: dict[str, Any]) -> ChainLink:
 def bitmaps(path: str) -> dict[str, frozenset[str]]:
     """Flags by name of the dirty bitmaps in the qcow2 image at `path`, which may be in use.
 
-    `auto`: it records; `in-use`: a process has it in memory, or died with it. Those begun by a running VM are not there.
+    `auto`: it records; `in-use`: a process has it in memory, or died with it. Those that a running VM began are not
+    there yet.
     """
     found = json.loads(_run(["info", "-U", "--output=json", "-f", "qcow2", path], timeout=_QUICK, cpu=_CPU))
     listed = found["format-specific"]["data"].get("bitmaps", [])
@@ -87,7 +95,7 @@ def bitmaps(path: str) -> dict[str, frozenset[str]]:
 
 def remove_bitmap(path: str, name: str) -> None:
     """Remove a dirty bitmap from the qcow2 image at `path`, under QEMU's locks. Fails if any process has it open."""
-    _run(["bitmap", "--remove", "-f", "qcow2", path, name], timeout=_QUICK, cpu=_CPU)
+    _change(["bitmap", "--remove", "-f", "qcow2", path, name], timeout=_QUICK, cpu=_CPU)
 
 
 def commit(path: str, base: str, timeout: float) -> None:
@@ -95,7 +103,7 @@ def commit(path: str, base: str, timeout: float) -> None:
 
     For a VM that is shut off. Fails if any process has a layer open.
     """
-    _run(["commit", "-q", "-d", "-f", "qcow2", "-b", base, path], timeout=timeout, cpu=None)
+    _change(["commit", "-q", "-d", "-f", "qcow2", "-b", base, path], timeout=timeout, cpu=None)
 
 
 def check(path: str) -> None:
