@@ -30,7 +30,7 @@ from raksha.types import ResourceKey
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog, Listing
 from raksha.vault.collect import Collected, collect
-from raksha.vault.commit import open_catalog_for_writing, plan_catalog
+from raksha.vault.commit import delete_unreadable, open_catalog_for_writing, plan_catalog
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
@@ -79,19 +79,28 @@ class LocalHost:
             return self._remove(catalog, runs, victims, dry_run)
 
     def delete(self, url: str, texts: Sequence[str], *, dry_run: bool = False) -> Pruned:
-        """Delete named restore points; those that build on them come to stand alone."""
+        """Delete named restore points; those that build on them come to stand alone.
+
+        One that cannot be read must be named by its whole id.
+        """
         with closing(Journal(self.settings.state_dir)) as journal, self._writing(url, journal) as catalog:
-            victims = {run.backupjobrun: run for run in map(catalog.find, texts)}
-            return self._remove(catalog, catalog.runs(), list(victims.values()), dry_run)
+            listing = catalog.listing()
+            lost = [name for name in listing.damaged if name.split("/")[-2] in texts]
+            wanted = [text for text in texts if not any(name.split("/")[-2] == text for name in lost)]
+            victims = {run.backupjobrun: run for run in map(catalog.find, wanted)}
+            if not dry_run:
+                for name in lost:
+                    delete_unreadable(catalog, name)
+            return self._remove(catalog, listing.runs, list(victims.values()), dry_run)
 
     def _remove(
         self, catalog: Catalog, runs: Sequence[RunDocument], victims: Sequence[RunDocument], dry_run: bool
     ) -> Pruned:
         gone = {run.backupjobrun for run in victims}
-        if not dry_run:
-            remove_runs(catalog, victims, self._spool(), self.progress)
+        removed = 0 if dry_run else remove_runs(catalog, victims, self._spool(), self.progress)
         collected = collect(catalog, dry_run=dry_run, without=gone if dry_run else ())
-        return Pruned(tuple(victims), tuple(run for run in runs if run.backupjobrun not in gone), collected)
+        kept = tuple(run for run in runs if run.backupjobrun not in gone)
+        return Pruned(tuple(victims), kept, Collected(deleted=collected.deleted + removed, kept=collected.kept))
 
     # -- reading ----------------------------------------------------------------------------------
 

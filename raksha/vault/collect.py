@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raksha.errors import ObjectCorrupt, ObjectMissing
+from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.commit import assert_writer, last_number
@@ -45,8 +46,8 @@ class Collected:
 def collect(catalog: Catalog, *, dry_run: bool = False, without: Collection[str] = ()) -> Collected:
     """Delete every object of ours that no restore point needs. Raises `Damaged` before deleting anything.
 
-    `without` tells a dry run which restore points to think away. What others have of them is counted as needed to the
-    last segment, so more may go in truth.
+    `without` tells a dry run which restore points to think away. What others build on is counted as needed to the last
+    segment, so more may go in truth.
     """
     if without and not dry_run:
         raise ValueError("restore points are deleted by delete_run")
@@ -54,9 +55,10 @@ def collect(catalog: Catalog, *, dry_run: bool = False, without: Collection[str]
     alive = sqlite3.connect("")  # a private temporary file: the set may be larger than memory should be
     try:
         alive.execute("CREATE TABLE alive (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        copies: set[ResourceKey] = set()
         for run in live_runs(catalog):
             if run.backupjobrun not in without:
-                needed = ((name,) for name in _needed(catalog, run, without))
+                needed = ((name,) for name in _needed(catalog, run, copies))
                 alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", needed)
         kept = alive.execute("SELECT count(*) FROM alive").fetchone()[0]
         deleted = _delete(catalog, _garbage(catalog, alive, without), dry_run)
@@ -75,19 +77,22 @@ def live_runs(catalog: Catalog) -> Iterator[RunDocument]:
             yield run
 
 
-def _needed(catalog: Catalog, run: RunDocument, without: Collection[str]) -> Iterator[str]:
-    """Every object that `run` is made of, or will be once the points `without` are gone."""
+def _needed(catalog: Catalog, run: RunDocument, copies: set[ResourceKey]) -> Iterator[str]:
+    """Every object that `run` is made of and builds on; of disk copies only those that are not yet in `copies`."""
     yield names.run(run.backupjob, run.backupjobrun)
     for vm in run.vms:
         yield names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
-    for key in run.resource_keys():
-        metadata = catalog.metadata(key)
-        yield names.metadata(key)
-        yield names.image(key)
-        yield names.map_object(key, metadata.map.digest)
-        chain = catalog.chain(key) if metadata.parent in without else [metadata]
-        for each in chain:
-            yield from catalog.reader(each).object_names()
+    for own in run.resource_keys():
+        # to the end of the chain: what it builds on is needed even if the run it belongs to was lost
+        key: ResourceKey | None = own
+        while key is not None and key not in copies:
+            copies.add(key)
+            metadata = catalog.metadata(key)
+            yield names.metadata(key)
+            yield names.image(key)
+            yield names.map_object(key, metadata.map.digest)
+            yield from catalog.reader(metadata).object_names()
+            key = metadata.parent_key
 
 
 def _garbage(catalog: Catalog, alive: sqlite3.Connection, without: Collection[str]) -> Iterator[str]:

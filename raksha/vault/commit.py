@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from raksha.errors import ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
+from raksha.errors import Damaged, ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog, read_vault
@@ -156,10 +156,10 @@ def last_number(catalog: Catalog) -> int:
         number += 1
 
 
-def delete_run(catalog: Catalog, run: RunDocument) -> None:
+def delete_run(catalog: Catalog, run: RunDocument) -> int:
     """Delete a restore point, newest object first, so that an interruption never leaves half a run visible.
 
-    The caller has made sure that no other point needs it. Segments stay until `collect`.
+    Returns the number of objects. The caller has made sure that no other point needs it. Segments stay until `collect`.
     """
     assert_writer(catalog)
     store = catalog.store
@@ -168,18 +168,23 @@ def delete_run(catalog: Catalog, run: RunDocument) -> None:
         for key in run.resource_keys()
         if (reference := _metadata_if_there(catalog, key)) is not None
     ]
-    store.delete(names.run(run.backupjob, run.backupjobrun))
-    for vm in run.vms:
-        store.delete(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm))
-    for key in run.resource_keys():
-        store.delete(names.metadata(key))
-        store.delete(names.image(key))
-    for name in maps:
+    doomed = [names.run(run.backupjob, run.backupjobrun)]
+    doomed += [names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm) for vm in run.vms]
+    doomed += [name for key in run.resource_keys() for name in (names.metadata(key), names.image(key))]
+    doomed += maps
+    for name in doomed:
         store.delete(name)
+    return len(doomed)
+
+
+def delete_unreadable(catalog: Catalog, name: str) -> None:
+    """Delete a `run.json` that cannot be read. Points that build on its disk copies keep those."""
+    assert_writer(catalog)
+    catalog.store.delete(name)
 
 
 def _metadata_if_there(catalog: Catalog, key: ResourceKey) -> BackupMetadata | None:
     try:
         return catalog.metadata(key)
-    except ObjectMissing:
+    except Damaged:  # its map is found by the next collection
         return None

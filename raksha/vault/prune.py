@@ -35,8 +35,8 @@ def remove_runs(
     victims: Sequence[RunDocument],
     spool_dir: Path,
     progress: Progress,
-) -> None:
-    """Delete restore points; those that build on them come to stand alone first.
+) -> int:
+    """Delete restore points; those that build on them come to stand alone first. Returns the number of objects.
 
     Raises `Damaged` errors if a chain cannot be read: then nothing has been deleted.
     """
@@ -44,10 +44,12 @@ def remove_runs(
     for run in catalog.runs():
         if run.backupjobrun not in gone:
             _stand_alone(catalog, run, gone, spool_dir, progress)
+    deleted = 0
     # newest first: an interruption never leaves a point whose parent is gone
     for run in sorted(victims, key=lambda run: run.number, reverse=True):
-        delete_run(catalog, run)
+        deleted += delete_run(catalog, run)
         progress.step(f"deleted {run.backupjobrun}")
+    return deleted
 
 
 def _stand_alone(
