@@ -9,6 +9,7 @@ Layers, lowest last; imports run downwards only (`lint-imports` checks it)::
     qcow2 | journal | retention
     config
     types | states | errors | progress
+    crash
 """
 
 __version__ = "0.1.0"

@@ -24,6 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from raksha import crash
 from raksha.errors import JournalUnusable, VaultBusy, VmBusy
 
 _SCHEMA = """
@@ -196,7 +197,7 @@ class Journal:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
-        with self._transaction() as db:
+        with self._transaction("set_up") as db:
             for statement in _SCHEMA.split(";\n"):
                 db.execute(statement)
             row = db.execute("SELECT id FROM host").fetchone()
@@ -210,8 +211,8 @@ class Journal:
             self._db.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._mutex:
+    def _transaction(self, name: str) -> Iterator[sqlite3.Connection]:
+        with self._mutex, crash.around(f"journal.{name}"):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -233,14 +234,14 @@ class Journal:
     ) -> int:
         """Note what is about to be done. Returns the id for `done`."""
         row = (operation, run, vm, target, json.dumps(detail or {}), time.time())
-        with self._transaction() as db:
+        with self._transaction("begin") as db:
             cursor = db.execute(
                 "INSERT INTO intents (operation, run, vm, target, detail, begun) VALUES (?, ?, ?, ?, ?, ?)", row
             )
             return int(cursor.lastrowid or 0)
 
     def done(self, intent: int, outcome: str) -> None:
-        with self._transaction() as db:
+        with self._transaction("done") as db:
             db.execute("UPDATE intents SET outcome = ?, ended = ? WHERE id = ?", (outcome, time.time(), intent))
 
     def open_intents(self, vm: str | None = None) -> list[Intent]:
@@ -265,7 +266,7 @@ class Journal:
             *(base.kind, base.file.path, base.format, base.file.device, base.file.inode, base.modified),
             *(layer.run, layer.job, layer.state.value),
         )
-        with self._transaction() as db:
+        with self._transaction("add_layer") as db:
             cursor = db.execute(
                 "INSERT INTO layers (vm, target, path, device, inode, base_kind, base_path, base_format, base_device,"
                 " base_inode, base_modified, run, job, state) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -291,12 +292,12 @@ class Journal:
         return [_layer(row, counts[row[0]]) for row in rows]
 
     def set_layers(self, paths: Iterable[str], state: LayerState) -> None:
-        with self._transaction() as db:
+        with self._transaction("set_layers") as db:
             db.executemany("UPDATE layers SET state = ? WHERE path = ?", [(state.value, path) for path in paths])
 
     def count_from(self, path: str, runs: Iterable[str]) -> None:
         """The layer at `path` also holds every write since these runs."""
-        with self._transaction() as db:
+        with self._transaction("count_from") as db:
             db.executemany(
                 "INSERT OR IGNORE INTO counts SELECT id, ? FROM layers WHERE path = ?", [(run, path) for run in runs]
             )
@@ -304,18 +305,18 @@ class Journal:
     def orphan_layers(self, paths: Iterable[str]) -> None:
         """The VM ran without these layers: they count from no run any more, even if they come back."""
         listed = [(path,) for path in paths]
-        with self._transaction() as db:
+        with self._transaction("orphan_layers") as db:
             db.executemany("UPDATE layers SET state = 'orphan' WHERE path = ?", listed)
             db.executemany("DELETE FROM counts WHERE layer = (SELECT id FROM layers WHERE path = ?)", listed)
 
     def base_left(self, vm: str, target: str, modified: int | None) -> None:
         """We have just written into the VM's own file, and this is its time of modification (ns) now."""
-        with self._transaction() as db:
+        with self._transaction("base_left") as db:
             db.execute("UPDATE layers SET base_modified = ? WHERE vm = ? AND target = ?", (modified, vm, target))
 
     def forget_layers(self, paths: Iterable[str]) -> None:
         """These overlays are in no chain and their files are gone."""
-        with self._transaction() as db:
+        with self._transaction("forget_layers") as db:
             db.executemany("DELETE FROM layers WHERE path = ?", [(path,) for path in paths])
 
     def knows(self, path: str) -> bool:
@@ -327,7 +328,7 @@ class Journal:
 
     def add_bitmaps(self, bitmaps: Iterable[OwnBitmap]) -> None:
         """Note bitmaps before they are made. One of the same name counts anew."""
-        with self._transaction() as db:
+        with self._transaction("add_bitmaps") as db:
             for each in bitmaps:
                 db.execute(
                     "DELETE FROM bitmaps WHERE vm = ? AND target = ? AND name = ?", (each.vm, each.target, each.name)
@@ -356,7 +357,7 @@ class Journal:
         ]
 
     def set_bitmaps(self, bitmaps: Iterable[OwnBitmap], state: BitmapState) -> None:
-        with self._transaction() as db:
+        with self._transaction("set_bitmaps") as db:
             db.executemany(
                 "UPDATE bitmaps SET state = ? WHERE vm = ? AND target = ? AND name = ?",
                 [(state.value, each.vm, each.target, each.name) for each in bitmaps],
@@ -364,7 +365,7 @@ class Journal:
 
     def bitmaps_count_from(self, bitmaps: Iterable[OwnBitmap], run: str) -> None:
         """These bitmaps also hold every write since this run."""
-        with self._transaction() as db:
+        with self._transaction("bitmaps_count_from") as db:
             db.executemany(
                 "INSERT OR IGNORE INTO bitmap_counts"
                 " SELECT id, ? FROM bitmaps WHERE vm = ? AND target = ? AND name = ?",
@@ -373,20 +374,20 @@ class Journal:
 
     def forget_bitmap(self, vm: str, target: str, name: str) -> None:
         """It is in no image any more."""
-        with self._transaction() as db:
+        with self._transaction("forget_bitmap") as db:
             db.execute("DELETE FROM bitmaps WHERE vm = ? AND target = ? AND name = ?", (vm, target, name))
 
     # -- runs ---------------------------------------------------------------------------------------
 
     def run_begin(self, run: str, vault: str, job: str, claim: str) -> None:
-        with self._transaction() as db:
+        with self._transaction("run_begin") as db:
             db.execute(
                 "INSERT INTO runs (run, vault, job, claim, state, begun) VALUES (?, ?, ?, ?, ?, ?)",
                 (run, vault, job, claim, RunState.BEGUN.value, time.time()),
             )
 
     def run_durable(self, run: str, number: int) -> None:
-        with self._transaction() as db:
+        with self._transaction("run_durable") as db:
             db.execute(
                 "UPDATE runs SET state = ?, number = ?, ended = ? WHERE run = ?",
                 (RunState.DURABLE.value, number, time.time(), run),
@@ -394,7 +395,7 @@ class Journal:
 
     def run_ended(self, run: str, state: RunState) -> None:
         """The run ended without a restore point. A durable run stays durable."""
-        with self._transaction() as db:
+        with self._transaction("run_ended") as db:
             db.execute(
                 "UPDATE runs SET state = ?, ended = ? WHERE run = ? AND state = ?",
                 (state.value, time.time(), run, RunState.BEGUN.value),

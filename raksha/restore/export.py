@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 
+from raksha import crash
 from raksha.errors import TargetExists, TargetFailed, TargetUnusable
 from raksha.restore.context import Context
 from raksha.restore.disk import losing
@@ -215,7 +216,7 @@ def _require_new(directory: Path) -> None:
 def _staging(directory: Path) -> Iterator[Path]:
     """A hidden directory beside the target. It is gone at the end, or has become the target."""
     staging = directory.parent / f".raksha-{secrets.token_hex(4)}.part"
-    with writing(directory):
+    with writing(directory), crash.around("export.create"):
         staging.mkdir(mode=0o700)
     try:
         yield staging
@@ -228,7 +229,8 @@ def _publish(staging: Path, directory: Path) -> None:
         sync(each)
     try:
         # replaces an empty directory and nothing else
-        staging.rename(directory)
+        with crash.around("export.rename"):
+            staging.rename(directory)
     except OSError as error:
         if os.path.lexists(directory):
             raise TargetExists(target=directory) from error

@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from raksha import crash
 from raksha.errors import NoSpaceForRestore, TargetExists, TargetFailed, TargetUnusable
 
 #: buffers in one call; Linux takes 1024
@@ -31,7 +32,8 @@ class PartFile:
         self.part = path.parent / f".raksha-{secrets.token_hex(4)}.part"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = os.open(self.part, flags, 0o600)
+            with crash.around("restore.create"):
+                self.fd = os.open(self.part, flags, 0o600)
         except OSError as error:
             raise TargetUnusable(target=path, detail=_reason(error, path)) from error
         self._open = True
@@ -74,7 +76,8 @@ class PartFile:
 def rename_new(source: Path, target: Path) -> None:
     """Rename a file without replacing anything. Raises `TargetExists`, `TargetFailed`."""
     try:
-        os.link(source, target, follow_symlinks=False)
+        with crash.around("restore.link"):
+            os.link(source, target, follow_symlinks=False)
     except FileExistsError as error:
         raise TargetExists(target=target) from error
     except OSError as error:
@@ -83,10 +86,11 @@ def rename_new(source: Path, target: Path) -> None:
         # no hard links on this file system: as near to it as plain calls come
         if os.path.lexists(target):
             raise TargetExists(target=target) from error
-        with writing(target):
+        with writing(target), crash.around("restore.rename"):
             source.rename(target)
     else:
-        source.unlink()
+        with crash.around("restore.unlink"):
+            source.unlink()
 
 
 def sync(path: Path) -> None:

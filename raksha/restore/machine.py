@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from raksha import crash
 from raksha.errors import BadName, LibvirtFailed, TargetUnusable
 from raksha.restore.base import Base
 from raksha.restore.context import Context
@@ -173,12 +174,14 @@ def _thin(each: Placement, base: Base, context: Context, stack: ExitStack) -> Th
 def _put_files(uri: str, order: MachineOrder, plan: PlannedDomain, undo: ExitStack) -> None:
     """What a VM has besides disks; `undo` takes it back."""
     if order.nvram is not None and order.nvram_path is not None:
-        write_nvram(order.nvram_path, order.nvram)
+        with crash.around("restore.nvram"):
+            write_nvram(order.nvram_path, order.nvram)
         undo.callback(order.nvram_path.unlink, missing_ok=True)
     if _TPM_STATE in order.files:
         directory = tpm_directory(uri, plan.uuid)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
-        put_tpm_state(order.files[_TPM_STATE], directory)
+        with crash.around("restore.tpm"):
+            put_tpm_state(order.files[_TPM_STATE], directory)
 
 
 def _start(guest: Guest) -> tuple[bool, str | None]:

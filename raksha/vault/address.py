@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from raksha.errors import BadVaultUrl
+from raksha.vault.crash_store import with_crash_points
 from raksha.vault.credentials import Credentials, from_environment
 from raksha.vault.directory import DirectoryStore
 from raksha.vault.retry import RetryStore
@@ -50,7 +51,7 @@ def open_store(
         store = _swift(url, parts, credentials, timeout)
     else:
         raise BadVaultUrl(url=_without_secrets(url), detail=f"unknown scheme {parts.scheme!r}")
-    return RetryStore(store, deadline=retry_deadline, cancel=cancel)
+    return RetryStore(with_crash_points(store), deadline=retry_deadline, cancel=cancel)
 
 
 def _path(url: str, parts: SplitResult) -> Path:

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
+from raksha import crash
 from raksha.errors import (
     BadName,
     BadVaultUrl,
@@ -115,7 +116,8 @@ class DirectoryStore:
         """Folders that become empty go too: a pruned run leaves no trace."""
         gone = contextlib.suppress(ObjectMissing, FileNotFoundError)
         with self._translated(), gone, self._existing(name) as (folders, leaf):
-            os.unlink(leaf, dir_fd=folders[-1])
+            with crash.around("directory.unlink"):
+                os.unlink(leaf, dir_fd=folders[-1])
             if not name.startswith(f"{SEGMENTS}/"):
                 # a run must not come back after a power cut when its segments are gone; a segment may: it is garbage
                 os.fsync(folders[-1])
@@ -345,9 +347,11 @@ class _Temporary:
         os.fdatasync(self._fd)
         if create_only:
             # unlike a rename, a link never replaces; the temporary name goes on leaving
-            os.link(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
+            with crash.around("directory.link"):
+                os.link(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=self._folder, follow_symlinks=False)
         else:
-            os.rename(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            with crash.around("directory.rename"):
+                os.rename(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._name = None
         os.fsync(self._folder)
 

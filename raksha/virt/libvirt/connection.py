@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import libvirt
 
+from raksha import crash
 from raksha.errors import HypervisorUnavailable, LibvirtFailed, VmNotFound
 
 _Result = TypeVar("_Result")
@@ -67,6 +69,11 @@ class Guest:
         except libvirt.libvirtError as error:
             raise LibvirtFailed(action=action, vm=self.name, detail=error.get_error_message()) from error
 
+    def _change(self, action: str, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """A call that changes something."""
+        with crash.around(f"libvirt.{function.__name__}"):
+            return self._call(action, function, *arguments)
+
     # -- what it is ---------------------------------------------------------------------------------
 
     def live_xml(self) -> str:
@@ -105,21 +112,21 @@ class Guest:
 
     def snapshot(self, xml: str) -> None:
         """All disks of `xml` at one instant, or none."""
-        self._call("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
+        self._change("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
 
     def commit(self, disk: str, base: str, top: str | None, *, relative: bool = False) -> None:
         """Start merging the layers above `base` up to `top` into `base`; None is the active layer."""
         flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
         flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
-        self._call(f"commit disk {disk}", self._domain.blockCommit, disk, base, top, 0, flags)
+        self._change(f"commit disk {disk}", self._domain.blockCommit, disk, base, top, 0, flags)
 
     def pivot(self, disk: str) -> None:
         flags = libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
-        self._call(f"pivot disk {disk}", self._domain.blockJobAbort, disk, flags)
+        self._change(f"pivot disk {disk}", self._domain.blockJobAbort, disk, flags)
 
     def abort_job(self, disk: str) -> None:
         """Give a block job up. Returns when it is gone; chain and layers stay."""
-        self._call(f"abort the job of disk {disk}", self._domain.blockJobAbort, disk, 0)
+        self._change(f"abort the job of disk {disk}", self._domain.blockJobAbort, disk, 0)
 
     def block_job(self, disk: str) -> dict[str, int] | None:
         """`cur` and `end` of the disk's job, or None."""
@@ -164,7 +171,7 @@ class Guest:
 
     def backup_begin(self, xml: str, checkpoint_xml: str | None) -> None:
         """Freeze all disks of `xml` at one instant and serve them, and begin the bitmaps of the checkpoint with it."""
-        self._call("begin a backup", self._domain.backupBegin, xml, checkpoint_xml, 0)
+        self._change("begin a backup", self._domain.backupBegin, xml, checkpoint_xml, 0)
 
     def backup_xml(self) -> str | None:
         """The backup job under way, or None."""
@@ -178,7 +185,7 @@ class Guest:
 
     def abort_domain_job(self) -> None:
         """Ends a migration, save, dump or backup: look which one it is before. Returns before it is gone."""
-        self._call("end the backup", self._domain.abortJob)
+        self._change("end the backup", self._domain.abortJob)
 
     def checkpoint_redefine(self, xml: str, *, validate: bool) -> bool:
         """Tell libvirt of a checkpoint whose bitmaps are there. With `validate` (of a running VM) False means that a
@@ -186,7 +193,8 @@ class Guest:
         flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
         flags |= libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE if validate else 0
         try:
-            self._domain.checkpointCreateXML(xml, flags)
+            with crash.around("libvirt.checkpointCreateXML"):
+                self._domain.checkpointCreateXML(xml, flags)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_CHECKPOINT_INCONSISTENT:
                 return False
@@ -197,7 +205,7 @@ class Guest:
         """Make libvirt forget a checkpoint; its bitmaps go with it (of a running VM), or stay and record on."""
         flags = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY if metadata_only else 0
         checkpoint = self._call("look up a checkpoint", self._domain.checkpointLookupByName, name, 0)
-        self._call("delete a checkpoint", checkpoint.delete, flags)
+        self._change("delete a checkpoint", checkpoint.delete, flags)
 
     def checkpoint_names(self) -> list[str]:
         """Of the checkpoints that libvirt knows."""
@@ -209,23 +217,23 @@ class Guest:
     def agent_timeout(self, seconds: int | None) -> None:
         """How long libvirt waits for an answer of the guest agent; None: its default."""
         value = libvirt.VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_DEFAULT if seconds is None else seconds
-        self._call("set the agent's timeout", self._domain.agentSetResponseTimeout, value, 0)
+        self._change("set the agent's timeout", self._domain.agentSetResponseTimeout, value, 0)
 
     def fs_freeze(self) -> int:
         """Number of file systems frozen."""
-        return int(self._call("freeze file systems", self._domain.fsFreeze))
+        return int(self._change("freeze file systems", self._domain.fsFreeze))
 
     def fs_thaw(self) -> int:
-        return int(self._call("thaw file systems", self._domain.fsThaw))
+        return int(self._change("thaw file systems", self._domain.fsThaw))
 
     # -- life ---------------------------------------------------------------------------------------
 
     def start(self, *, paused: bool = False) -> None:
-        self._call("start", self._domain.createWithFlags, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+        self._change("start", self._domain.createWithFlags, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     def undefine(self) -> None:
         """Forget the definition, and the NVRAM file that belongs to it alone."""
-        self._call("undefine", self._domain.undefineFlags, libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+        self._change("undefine", self._domain.undefineFlags, libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
 
 
 class JobEvents:
@@ -256,6 +264,13 @@ class JobEvents:
             if status != JOB_READY or ready:
                 return status
         return None
+
+
+def check_local(uri: str) -> None:
+    """Disks are read as files of this host, so libvirt must be of this host. Raises `HypervisorUnavailable`."""
+    parts = urlsplit(uri)
+    if parts.netloc or parts.scheme.split("+")[0] not in ("qemu", "kvm"):
+        raise HypervisorUnavailable(uri=uri, detail="only QEMU/KVM under a libvirt of this host can be protected")
 
 
 class Connection:
@@ -305,6 +320,7 @@ class Connection:
     def define(self, xml: str, name: str) -> Guest:
         """Make or replace a persistent definition."""
         try:
-            return Guest(self._connection.defineXML(xml))
+            with crash.around("libvirt.defineXML"):
+                return Guest(self._connection.defineXML(xml))
         except libvirt.libvirtError as error:
             raise LibvirtFailed(action="define", vm=name, detail=error.get_error_message()) from error

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from raksha import crash
 from raksha.config import Settings
 from raksha.errors import NoSpaceForOverlay, OverlayExists
 from raksha.journal import FileId
@@ -23,6 +24,8 @@ from raksha.virt.libvirt.chain import relative_name
 from raksha.virt.libvirt.domain_xml import Layer
 
 XATTR = "user.raksha"
+
+_OUR_NAME = re.compile(r"\.raksha-[0-9a-z]{1,8}-[0-9a-z]{1,8}-[^/]+\.qcow2$")
 
 #: bytes of a file's name that are kept, so that ours stays below the usual limit of 255
 _STEM = 150
@@ -50,6 +53,11 @@ def overlay_path(base: Layer, *, run: str, vm: str, target: str, settings: Setti
         directory = Path(base.path).parent
     stem = os.fsdecode(os.fsencode(Path(base.path).stem)[:_STEM])
     return str(directory / f"{stem}.raksha-{_short(run)}-{_short(vm)}-{_plain(target)}.qcow2")
+
+
+def is_our_name(path: str) -> bool:
+    """Whether only `overlay_path` gives such names."""
+    return _OUR_NAME.search(path) is not None
 
 
 def _short(identifier: str) -> str:
@@ -83,7 +91,8 @@ def check_space(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> No
 def reserve(plan: OverlayPlan, run: str) -> FileId:
     """Create the empty file, ours alone. Raises `OverlayExists`, or `OSError`."""
     try:
-        descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with crash.around("overlay.create"):
+            descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
         raise OverlayExists(path=plan.path) from error
     try:
@@ -99,7 +108,8 @@ def reserve(plan: OverlayPlan, run: str) -> FileId:
 
 def _mark(descriptor: int, plan: OverlayPlan, run: str) -> None:
     try:
-        os.setxattr(descriptor, XATTR, run.encode())
+        with crash.around("overlay.mark"):
+            os.setxattr(descriptor, XATTR, run.encode())
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EPERM):
             raise
@@ -163,5 +173,6 @@ def remove(file: FileId, run: str) -> str | None:
         return f"{file.path} was left alone: it is not the file that Raksha made"
     if pids := users(FileId(file.path, status.st_dev, status.st_ino)):
         return f"{file.path} was left alone: process {pids[0]} has it open"
-    Path(file.path).unlink()
+    with crash.around("overlay.remove"):
+        Path(file.path).unlink()
     return None
