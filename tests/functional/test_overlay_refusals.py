@@ -28,7 +28,7 @@ from raksha.errors import (
 from raksha.journal import Journal
 from raksha.states import Quiesce
 from raksha.virt.capture import CaptureRequest
-from raksha.virt.libvirt import overlay_file
+from raksha.virt.libvirt import connection, overlay_file
 from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.overlay import OverlayEngine
 from raksha.virt.libvirt.own_source import own_sources
@@ -70,6 +70,14 @@ def test_unknown_names(kit: Kit, bed: Bed) -> None:
 def test_hypervisor_away(bed: Bed) -> None:
     away = settings(bed, libvirt_uri=f"qemu:///session?socket={bed.directory}/nobody-listens")
     with pytest.raises(HypervisorUnavailable):
+        OverlayEngine(away, Journal(away.state_dir))
+
+
+@pytest.mark.parametrize("uri", ["qemu+ssh://elsewhere/system", "qemu://elsewhere/system", "test:///default"])
+def test_hypervisor_elsewhere(bed: Bed, uri: str) -> None:
+    """Overlays would be made on the wrong host."""
+    away = settings(bed, libvirt_uri=uri)
+    with pytest.raises(HypervisorUnavailable, match="of this host"):
         OverlayEngine(away, Journal(away.state_dir))
 
 
@@ -343,3 +351,51 @@ def test_changed_between_prepare_and_snapshot(kit: Kit, bed: Bed) -> None:
     prepared.cancel()
     assert guest.sources()["vda"] == chain
     assert not [name for name in guest.files() if ".raksha-" in name]
+
+
+def test_grown_between_prepare_and_snapshot(kit: Kit, bed: Bed) -> None:
+    """An overlay of the old size would cut off what the guest writes behind it."""
+    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
+    guest.start()
+    prepared = kit.engine.prepare(kit.request(guest.uuid))
+    guest.machine.domain.blockResize("vda", 6 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+    with pytest.raises(CaptureFailed, match="was changed"):
+        prepared.snapshot()
+    prepared.cancel()
+    assert len(guest.sources()["vda"]) == 1
+
+
+def test_definition_stays_behind(kit: Kit, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should libvirt move the running VM but not its definition, the snapshot is taken back at once."""
+    own = bed.raw("a", 4 * MIB)
+    guest = Guest(bed, [own, bed.raw("b", 4 * MIB)])
+    guest.start()
+    link = bed.directory / "link.raw"
+    link.symlink_to(own.path)
+    trap = own_sources(guest.machine.xml(True), {"vda": Layer(str(link), "file", "raw")})
+    snapshot = connection.Guest.snapshot
+
+    def interfere(self: connection.Guest, xml: str) -> None:
+        guest.machine.connection.defineXML(trap)  # after the last look
+        snapshot(self, xml)
+        guest.write("vda", 0, 64 * KIB, 0x51)
+
+    monkeypatch.setattr(connection.Guest, "snapshot", interfere)
+    prepared = kit.engine.prepare(kit.request(guest.uuid))
+    prepared.snapshot()
+    with pytest.raises(CaptureFailed, match="taken back"):
+        prepared.capture()
+    prepared.cancel()
+    monkeypatch.undo()
+    assert guest.sources() == {"vda": [str(own.path)], "vdb": [str(bed.directory / "b.raw")]}
+    assert guest.sources(inactive=True)["vda"] == [str(link)]
+    assert not [name for name in guest.files() if ".raksha-" in name]
+    guest.off()
+    assert own.path.read_bytes() == bytes(guest.model["vda"])
+
+
+def test_nova(kit: Kit, bed: Bed) -> None:
+    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
+    instance = "<metadata><n:instance xmlns:n='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata>"
+    guest.machine.connection.defineXML(guest.machine.xml(True).replace("<memory ", instance + "<memory ", 1))
+    refused(kit, guest, VmUnsupported, "Nova")

@@ -25,6 +25,9 @@ from raksha.virt.libvirt.survey import Survey, SurveyedDisk
 #: from so many frozen layers of ours on, a failed run merges them into one
 _MANY_LAYERS = 8
 
+#: seconds that an event may be behind the answer to a call
+_EVENT_DELAY = 0.05
+
 
 class OfflineWatch:
     """Notices when a VM that is read while shut off was started, or its files written to."""
@@ -38,7 +41,7 @@ class OfflineWatch:
 
     def check(self) -> None:
         """Raises `VmStarted`."""
-        if self._started.is_set() or self._guest.is_active() or stamps(self._layers) != self._before:
+        if self._guest.is_active() or self._started.wait(_EVENT_DELAY) or stamps(self._layers) != self._before:
             raise VmStarted(vm=self._guest.name)
 
     def close(self) -> None:
@@ -144,7 +147,13 @@ class OverlayCapture:
     def _open(self, disk: SurveyedDisk) -> OverlayDisk:
         connections = 2 * self._settings.workers + 4
         server = nbd.Server(
-            self._guest.name, disk.target, disk.chain, share=self._offline is not None, connections=connections
+            self._guest.name,
+            disk.target,
+            disk.chain,
+            share=self._offline is not None,
+            connections=connections,
+            # A VM that is started writes under our reading: that is no damage.
+            explain=self._offline.check if self._offline else None,
         )
         self._servers.callback(server.close)
         parent = self._request.since.get(disk.target)

@@ -9,7 +9,6 @@ An increment on parent P is right only over the layers from one that counts from
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,9 +18,7 @@ from raksha.journal import LayerState, OwnLayer
 from raksha.states import ReadMode, Reason
 from raksha.virt.capture import Parent
 from raksha.virt.libvirt.domain_xml import Layer
-
-#: names that only Raksha gives, see `overlay_file.overlay_path`
-OUR_NAME = re.compile(r"\.raksha-[0-9a-z]{1,8}-[0-9a-z]{1,8}-[^/]+\.qcow2$")
+from raksha.virt.libvirt.overlay_file import is_our_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ def tell_apart(
     for layer, ours in zip(below, found[len(own) :], strict=True):
         if ours is not None:
             raise ForeignChain(vm=vm, disk=target, path=chain[0].path)
-        if OUR_NAME.search(layer.path):
+        if is_our_name(layer.path):
             raise LayerUnknown(vm=vm, disk=target, path=layer.path)
     orphans = (ours for ours in known if ours.target == target and ours.state is LayerState.ORPHAN and ours not in own)
     return Lineage(tuple(own), below, tuple(orphans))

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -69,10 +69,23 @@ def node(chain: Sequence[Layer], *, share: bool) -> dict[str, Any]:
 
 
 class Server:
-    """`qemu-nbd` over one chain. Raises `CaptureFailed` when it cannot open it."""
+    """`qemu-nbd` over one chain. Raises `CaptureFailed` when it cannot open it.
 
-    def __init__(self, vm: str, target: str, chain: Sequence[Layer], *, share: bool, connections: int) -> None:
+    `explain` is called when a read fails; it may raise an error that says more.
+    """
+
+    def __init__(
+        self,
+        vm: str,
+        target: str,
+        chain: Sequence[Layer],
+        *,
+        share: bool,
+        connections: int,
+        explain: Callable[[], None] | None = None,
+    ) -> None:
         self.vm = vm
+        self.explain = explain
         self.target = target
         self._directory = Path(tempfile.mkdtemp(prefix=f"raksha-{os.getpid()}-", dir=_run_dir()))
         self.socket = self._directory / "nbd"
@@ -180,6 +193,8 @@ def _hang_up(handle: nbd.NBD) -> None:
 
 
 def _read_failed(server: Server, offset: int, error: nbd.Error) -> DiskReadFailed:
+    if server.explain is not None:
+        server.explain()
     return DiskReadFailed(disk=server.target, vm=server.vm, offset=offset, detail=error.string)
 
 

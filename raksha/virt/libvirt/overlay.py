@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from lxml import etree
 
@@ -25,7 +26,8 @@ from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import nbd, overlay_file
 from raksha.virt.libvirt.capture import OfflineWatch, OverlayCapture
 from raksha.virt.libvirt.chain import ChainBroken, backing_of, file_id, modified, same_file
-from raksha.virt.libvirt.connection import Connection, Guest
+from raksha.virt.libvirt.commit import Committer
+from raksha.virt.libvirt.connection import Connection, Guest, check_local
 from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
@@ -46,6 +48,7 @@ class OverlayEngine:
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self._settings = settings
         self._journal = journal
+        check_local(settings.libvirt_uri)
         self.connection = Connection(settings.libvirt_uri)
         nbd.sweep()
 
@@ -131,7 +134,6 @@ class OverlayPrepared:
             self._make(disk, plan)
 
     def _plan(self, disk: SurveyedDisk) -> OverlayPlan:
-        size = -(-self._guest.capacity(disk.target) // _SECTOR) * _SECTOR
         path = overlay_file.overlay_path(
             disk.lineage.base,
             run=self._request.backupjobrun,
@@ -139,7 +141,7 @@ class OverlayPrepared:
             target=disk.target,
             settings=self._settings,
         )
-        return OverlayPlan(disk.target, path, disk.disk.top, size)
+        return OverlayPlan(disk.target, path, disk.disk.top, _sectors(self._guest, disk.target))
 
     def _make(self, disk: SurveyedDisk, plan: OverlayPlan) -> None:
         run = self._request.backupjobrun
@@ -185,9 +187,18 @@ class OverlayPrepared:
     def _check_unchanged(self) -> None:
         """Others may have waited long at the barrier; the snapshot is for the chain that was looked at."""
         live = parse_domain(self._guest.live_xml()) if self._guest.is_active() else None
-        for disk in self._survey.disks:
-            now = live.disk(disk.target) if live else None
-            if now is None or now.layers != disk.disk.layers or now.mirrored:
+        inactive = parse_domain(self._guest.inactive_xml())
+        for disk, plan in zip(self._survey.disks, self._plans, strict=True):
+            now, then = (live.disk(disk.target) if live else None), inactive.disk(disk.target)
+            same = now is not None and now.layers == disk.disk.layers and not now.mirrored
+            # An overlay smaller than a disk that has just grown would cut the guest's data off.
+            if (
+                not same
+                or then is None
+                or not then.layers
+                or then.top.path != disk.disk.top.path
+                or _sectors(self._guest, disk.target) != plan.size
+            ):
                 raise CaptureFailed(vm=self.vm_name, detail="it was changed or shut off while the capture was prepared")
 
     def thaw(self) -> None:
@@ -220,7 +231,7 @@ class OverlayPrepared:
         for plan in self._plans:
             problem = _misplaced(plan, self._survey.disk(plan.target), live, inactive)
             if problem is not None:
-                raise ChainUnexpected(vm=self.vm_name, disk=plan.target, operation="the snapshot", detail=problem)
+                self._undo(plan.target, problem)
         self._journal.set_layers([plan.path for plan in self._plans], LayerState.CHAINED)
         for disk in self._survey.disks:
             if not disk.lineage.own:
@@ -228,6 +239,18 @@ class OverlayPrepared:
         if self._intent is not None:
             self._journal.done(self._intent, "taken")
             self._intent = None
+
+    def _undo(self, target: str, problem: str) -> NoReturn:
+        """Take the snapshot back at once: a definition that does not know the overlay loses data at the next boot."""
+        made = {plan.path: plan.target for plan in self._plans}
+        layers = [layer for layer in self._journal.layers(self._guest.uuid) if layer.file.path in made]
+        try:
+            for layer in layers:
+                Committer(self._guest, self._journal, self._settings).pivot(layer.target, [layer])
+        except RakshaError as error:
+            detail = f"{problem}; taking it back failed: {error}"
+            raise ChainUnexpected(vm=self.vm_name, disk=target, operation="the snapshot", detail=detail) from error
+        raise CaptureFailed(vm=self.vm_name, detail=f"disk {target}: {problem}; the snapshot was taken back")
 
     def cancel(self) -> None:
         """Safe at any time before there is a capture: what the chain holds stays, what it does not is removed."""
@@ -242,6 +265,11 @@ class OverlayPrepared:
                 self._warnings.append(str(error))
             self._intent = None
         self._lock.release()
+
+
+def _sectors(guest: Guest, target: str) -> int:
+    """Bytes of the disk, in whole sectors."""
+    return -(-guest.capacity(target) // _SECTOR) * _SECTOR
 
 
 def _base(layer: Layer) -> Base:

@@ -36,19 +36,21 @@ class Release:
         were released before stay released.
         """
         done = reconcile(self._guest, self._journal, self._settings)
-        targets = sorted({layer.target for layer in self._journal.layers(self._guest.uuid)})
-        active = self._guest.is_active()
-        domain = parse_domain(self._guest.live_xml() if active else self._guest.inactive_xml())
-        for target in targets:
-            disk = domain.disk(target)
-            lineage = self._lineage(disk, active=active) if disk is not None and disk.layers else None
-            if disk is None or lineage is None or not lineage.own:
-                continue
-            self._check(disk, lineage)
-            left = (self._online if active else self._offline)(disk, lineage)
-            done.append(f"{target}: back on {lineage.base.path}; {len(lineage.own)} layer(s) merged")
-            done += left
+        if self._journal.layers(self._guest.uuid):
+            active = self._guest.is_active()
+            domain = parse_domain(self._guest.live_xml() if active else self._guest.inactive_xml())
+            for disk in domain.disks:
+                if disk.layers and disk.top.format == "qcow2":
+                    done += self._release(disk, active=active)
         return done or ["nothing to release"]
+
+    def _release(self, disk: Disk, *, active: bool) -> list[str]:
+        lineage = self._lineage(disk, active=active)
+        if not lineage.own:
+            return []
+        self._check(disk, lineage)
+        left = (self._online if active else self._offline)(disk, lineage)
+        return [f"{disk.target}: back on {lineage.base.path}; {len(lineage.own)} layer(s) merged", *left]
 
     def _lineage(self, disk: Disk, *, active: bool) -> Lineage:
         known = self._journal.layers(self._guest.uuid)
@@ -86,7 +88,7 @@ class Release:
         """Put the definition back. The layers still hold everything, so a start in between loses nothing."""
         before = self._guest.inactive_xml(secrets=True)
         self._connection.define(own_sources(before, {target: lineage.base}), self._guest.name)
-        if self._guest.is_active():
+        if self._runs_on(target, lineage.own[0].file.path):
             self._connection.define(before, self._guest.name)
             self._journal.set_layers([own.file.path for own in lineage.own], LayerState.CHAINED)
             raise VmStarted(vm=self._guest.name)
@@ -95,3 +97,9 @@ class Release:
             detail = f"the definition has {[layer.path for layer in now.layers] if now else None}"
             raise ChainUnexpected(vm=self._guest.name, disk=target, operation="the release", detail=detail)
 
+    def _runs_on(self, target: str, overlay: str) -> bool:
+        """Whether the VM was started meanwhile, from the definition of before."""
+        if not self._guest.is_active():
+            return False
+        disk = parse_domain(self._guest.live_xml()).disk(target)
+        return disk is not None and any(same_file(layer.path, overlay) for layer in disk.layers)
