@@ -51,6 +51,12 @@ class Settings:
     #: ... but at least and at most so many bytes
     overlay_reserve_min: int = 64 * 1024 * 1024
     overlay_reserve_max: int = 20 * 1024 * 1024 * 1024
+    #: bytes free beside an overlay below which the run ends early and the overlay is merged back
+    overlay_watermark: int = 32 * 1024 * 1024
+    #: hours that an overlay no longer needed stays in the trash; 0: it is deleted at once
+    trash_hours: float = 24.0
+    #: give the VM's own file the immutable flag while an overlay of ours stands on it (see docs/safety.md)
+    fence: bool = False
     #: zstd level; 1 is as good as 3 on disk data and twice as fast
     compression_level: int = 1
 
@@ -64,9 +70,12 @@ _OPTIONS = [
     cfg.FloatOpt("freeze_deadline", min=1, max=60, help="Seconds a guest may stay frozen."),
     cfg.IntOpt("agent_timeout", min=1, max=60, help="Seconds to wait for an answer of the guest agent."),
     cfg.FloatOpt("commit_timeout", min=1, help="Seconds to wait for a block job."),
-    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay or scratch file wants, as a share of the disk."),
+    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay wants, as a share of the disk."),
     cfg.IntOpt("overlay_reserve_min", min=0, help="The least of that, in bytes."),
     cfg.IntOpt("overlay_reserve_max", min=0, help="The most of that, in bytes."),
+    cfg.IntOpt("overlay_watermark", min=0, help="Bytes free below which a run ends early."),
+    cfg.FloatOpt("trash_hours", min=0, help="Hours that an overlay no longer needed is kept."),
+    cfg.BoolOpt("fence", help="Make the file below an overlay immutable."),
     cfg.IntOpt("compression_level", min=1, max=19, help="zstd level."),
 ]
 

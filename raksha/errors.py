@@ -360,6 +360,51 @@ class ChainUnexpected(NeedsAttention):
     hint = "The VM runs and every file is in place. Compare `virsh dumpxml {vm}` with `virsh dumpxml --inactive {vm}`."
 
 
+class QemuOrphaned(NeedsAttention):
+    code = "orphan_qemu"
+    message = "libvirt says that VM {vm} is shut off, but its QEMU (pid {pid}) is alive and has {files} open."
+    hint = (
+        "Do not start, define or delete it: a second QEMU would destroy its disks. Shut the guest down from inside, or "
+        "end process {pid} if what the guest has not yet written may be lost; then run `raksha local recover {vm}`."
+    )
+
+
+class StaleMirror(NeedsAttention):
+    code = "stale_mirror"
+    message = "Disk {disk} of VM {vm} has the remains of a block job that is no more; libvirt may not know its file."
+    hint = (
+        "The VM runs on, but nothing can be done to this disk until it is powered off and started again (a reboot "
+        "inside is not enough). Before that compare `virsh dumpxml {vm}` with the files that QEMU has open: {files}."
+    )
+
+
+class DefinitionsDisagree(NeedsAttention):
+    code = "definitions_disagree"
+    message = "Disk {disk} of VM {vm}: {detail}."
+    hint = (
+        "Every file is in place. While the VM runs it has {live}; its next start would take {inactive}. "
+        "Make the definition name the one that is right (`virsh edit {vm}`), then run `raksha local recover {vm}`."
+    )
+
+
+class RecoveryUnsettled(NeedsAttention):
+    code = "recovery_unsettled"
+    message = "VM {vm} does not come to rest: after {rounds} attempts there is still something to do ({detail})."
+    hint = "Is another program changing its disks? `raksha local recover {vm} --dry-run` shows what is seen."
+
+
+class OverlaySpaceLow(RakshaError):
+    code = "overlay_space_low"
+    message = "{path} ran out of space while VM {vm} was backed up: {detail}."
+    hint = "Free space, or choose another directory with --overlay-dir. The next backup compares the whole disk."
+
+
+class HookForeign(Refused):
+    code = "hook_foreign"
+    message = "{path} is not of Raksha; it was left as it is."
+    hint = "Move it away, or call Raksha's hook from it: {command}."
+
+
 # -- restore targets --------------------------------------------------------------------------------
 
 

@@ -46,6 +46,10 @@ CREATE TABLE IF NOT EXISTS bitmaps (
     run TEXT NOT NULL, job TEXT NOT NULL, below TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (vm, target, name));
 CREATE TABLE IF NOT EXISTS bitmap_counts (
     bitmap INTEGER NOT NULL REFERENCES bitmaps (id) ON DELETE CASCADE, run TEXT NOT NULL, PRIMARY KEY (bitmap, run));
+CREATE TABLE IF NOT EXISTS trash (
+    path TEXT PRIMARY KEY, origin TEXT NOT NULL, vm TEXT NOT NULL, since REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS fences (
+    path TEXT PRIMARY KEY, vm TEXT NOT NULL, target TEXT NOT NULL, inode INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, vault TEXT NOT NULL, job TEXT NOT NULL, claim TEXT NOT NULL, number INTEGER,
     state TEXT NOT NULL, begun REAL NOT NULL, ended REAL);
@@ -137,6 +141,28 @@ class OwnBitmap:
     below: str
     state: BitmapState
     counts_from: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trashed:
+    """An overlay that was put away, and is to be deleted after a while."""
+
+    path: str
+    #: where it lay
+    origin: str
+    vm: str
+    #: seconds since the epoch
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """A VM's own file to which we gave, or were about to give, the immutable flag."""
+
+    path: str
+    vm: str
+    target: str
+    inode: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +349,49 @@ class Journal:
         """Whether this is an overlay of ours, of any VM."""
         with self._mutex:
             return self._db.execute("SELECT 1 FROM layers WHERE path = ?", (path,)).fetchone() is not None
+
+    def known_vms(self) -> list[str]:
+        """UUIDs of all VMs of which there is anything to remember: layers, open intents, trash or fences."""
+        with self._mutex:
+            rows = self._db.execute(
+                "SELECT vm FROM layers UNION SELECT vm FROM bitmaps UNION SELECT vm FROM trash UNION SELECT vm FROM fences"
+                " UNION SELECT vm FROM intents WHERE outcome IS NULL AND vm IS NOT NULL"
+            ).fetchall()
+        return sorted(row[0] for row in rows)
+
+    # -- trash and fences ---------------------------------------------------------------------------
+
+    def add_trash(self, entry: Trashed) -> None:
+        """Note it before the file is moved there."""
+        with self._transaction("add_trash") as db:
+            row = (entry.path, entry.origin, entry.vm, entry.since)
+            db.execute("INSERT OR REPLACE INTO trash VALUES (?, ?, ?, ?)", row)
+
+    def trash(self, vm: str | None = None) -> list[Trashed]:
+        """What lies in the trash, oldest first: of one VM, or all."""
+        query = "SELECT path, origin, vm, since FROM trash WHERE ? IS NULL OR vm = ? ORDER BY since, path"
+        with self._mutex:
+            return [Trashed(*row) for row in self._db.execute(query, (vm, vm)).fetchall()]
+
+    def forget_trash(self, path: str) -> None:
+        with self._transaction("forget_trash") as db:
+            db.execute("DELETE FROM trash WHERE path = ?", (path,))
+
+    def add_fence(self, fence: Fenced) -> None:
+        """Note it before the flag is set."""
+        with self._transaction("add_fence") as db:
+            row = (fence.path, fence.vm, fence.target, fence.inode)
+            db.execute("INSERT OR REPLACE INTO fences VALUES (?, ?, ?, ?)", row)
+
+    def fences(self, vm: str) -> list[Fenced]:
+        query = "SELECT path, vm, target, inode FROM fences WHERE vm = ? ORDER BY path"
+        with self._mutex:
+            return [Fenced(*row) for row in self._db.execute(query, (vm,)).fetchall()]
+
+    def forget_fence(self, path: str) -> None:
+        """The flag is gone."""
+        with self._transaction("forget_fence") as db:
+            db.execute("DELETE FROM fences WHERE path = ?", (path,))
 
     # -- bitmaps ------------------------------------------------------------------------------------
 

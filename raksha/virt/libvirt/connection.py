@@ -100,6 +100,20 @@ class Guest:
     def has_saved_state(self) -> bool:
         return bool(self._call("look up", self._domain.hasManagedSaveImage))
 
+    def stopped_by_disk(self) -> bool:
+        """Whether QEMU stopped the guest because a write failed; it goes on with that write when it is resumed."""
+        state, reason = self._call("look up", self._domain.state)
+        return bool(state == libvirt.VIR_DOMAIN_PAUSED and reason == libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+    def disks_without_space(self) -> frozenset[str]:
+        """Targets of the disks whose last write failed for want of space."""
+        errors = self._call("look up disk errors", self._domain.diskErrors)
+        return frozenset(disk for disk, error in errors.items() if error == libvirt.VIR_DOMAIN_DISK_ERROR_NO_SPACE)
+
+    def neighbours(self) -> list[Guest]:
+        """All domains of the same libvirt, this one included."""
+        return [Guest(domain) for domain in self._call("list", self._domain.connect().listAllDomains, 0)]
+
     def domain_job(self) -> bool:
         """Whether a migration, save, dump or backup is under way."""
         return bool(self._call("look up jobs", self._domain.jobInfo)[0] != libvirt.VIR_DOMAIN_JOB_NONE)
@@ -226,10 +240,34 @@ class Guest:
     def fs_thaw(self) -> int:
         return int(self._change("thaw file systems", self._domain.fsThaw))
 
+    # -- space --------------------------------------------------------------------------------------
+
+    def tell_when_beyond(self, disk: str, size: int) -> None:
+        """Tell `growth_events` once, when the file of `disk` (`target[index]`) is written beyond `size` bytes."""
+        self._call(f"watch the growth of disk {disk}", self._domain.setBlockThreshold, disk, size, 0)
+
+    @contextmanager
+    def growth_events(self) -> Iterator[threading.Event]:
+        """An event that is set when a file grew beyond what `tell_when_beyond` said. Clear it to wait again."""
+        grown = threading.Event()
+
+        def happened(*_: Any) -> None:
+            grown.set()
+
+        with self._watching(libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, happened):
+            yield grown
+
     # -- life ---------------------------------------------------------------------------------------
 
     def start(self, *, paused: bool = False) -> None:
         self._change("start", self._domain.createWithFlags, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def resume(self) -> None:
+        self._change("resume", self._domain.resume)
+
+    def redefine(self, xml: str) -> None:
+        """Replace the persistent definition; a running VM goes on as it is."""
+        self._change("define", self._domain.connect().defineXML, xml)
 
     def undefine(self) -> None:
         """Forget the definition, and the NVRAM file that belongs to it alone."""
