@@ -13,7 +13,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from raksha.errors import QuiesceFailed
+from raksha.errors import NoSpaceForOverlay, QuiesceFailed
 from raksha.states import Consistency, Quiesce, ReadMode
 from raksha.virt.capture import CaptureRequest, Parent
 from raksha.virt.group import freeze_together
@@ -217,3 +217,32 @@ def test_machine_with_uefi(kit: Kit, bed: Bed) -> None:
     assert capture.machine.nvram == nvram.read_bytes() and len(capture.machine.nvram) > 100_000
     assert capture.machine.live_xml is not None and ".raksha-" not in capture.machine.domain_xml
     capture.abandon()
+
+
+@pytest.mark.system
+def test_no_room_for_the_overlay(bed: Bed) -> None:
+    """The guest is paused and loses nothing; release brings it back to its own files, and it goes on."""
+    small = bed.directory / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5m,mode=755", "raksha-test", small], check=True)
+    try:
+        bed.host.give(small)
+        with kit_on(bed, overlay_dir=small, overlay_reserve_min=MIB) as kit:
+            vm = bed.machine([bed.raw("a", 16 * MIB), bed.raw("b", 16 * MIB)], pause=0)
+            vm.boot()
+            capture = freeze_together([kit.engine.prepare(request(vm, kit))], 10.0).captures[0]
+            assert capture.finish() == []
+            deadline = time.monotonic() + 60
+            while vm.domain.state() != [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            with pytest.raises(NoSpaceForOverlay):
+                kit.engine.prepare(request(vm, kit))
+            kit.engine.release(vm.uuid)
+            assert list(small.iterdir()) == []
+            vm.domain.resume()
+            vm.wait_for_records(20)
+            vm.power_off()
+            check_records([bed.directory / "a.raw", bed.directory / "b.raw"], vm.last_ack())
+    finally:
+        subprocess.run(["umount", small], check=True)
