@@ -1,0 +1,1 @@
+"""Measurements against other programs. Not part of the product: `make bench` runs them."""
