@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import nbd
 
@@ -27,6 +27,8 @@ from raksha.virt.libvirt.domain_xml import Layer
 
 _ALLOCATION = "base:allocation"
 _DEPTH = "qemu:allocation-depth"
+#: to be followed by the name of a dirty bitmap
+DIRTY = "qemu:dirty-bitmap:"
 
 #: bytes asked about at once; the answer is at most some 1 MiB, whatever the size of the disk
 _STATUS_STEP = 1024**3
@@ -68,11 +70,31 @@ def node(chain: Sequence[Layer], *, share: bool) -> dict[str, Any]:
     return description
 
 
+class Source(Protocol):
+    """A frozen disk that some NBD server serves."""
+
+    vm: str
+    target: str
+    #: bytes, as the guest saw the disk
+    size: int
+    #: the context that tells changes: allocation depth, or a dirty bitmap (as depth 1); None: nothing does
+    changes: str | None
+    #: the disk below is written to while it is asked about, and the server keeps what was there
+    moving: bool
+    #: called when a read fails; it may raise an error that says more
+    explain: Callable[[], None] | None
+
+    def connect(self, *, contexts: bool = False) -> nbd.NBD:
+        """A connection; with `contexts` it can tell allocation and changes. Raises `CaptureFailed`."""
+
+
 class Server:
-    """`qemu-nbd` over one chain. Raises `CaptureFailed` when it cannot open it.
+    """`qemu-nbd` over one chain, and a dirty `bitmap` of its top. Raises `CaptureFailed` when it cannot open it.
 
     `explain` is called when a read fails; it may raise an error that says more.
     """
+
+    moving = False
 
     def __init__(
         self,
@@ -83,14 +105,17 @@ class Server:
         share: bool,
         connections: int,
         explain: Callable[[], None] | None = None,
+        bitmap: str | None = None,
     ) -> None:
         self.vm = vm
+        self.changes: str | None = DIRTY + bitmap if bitmap else _DEPTH
         self.explain = explain
         self.target = target
         self._directory = Path(tempfile.mkdtemp(prefix=f"raksha-{os.getpid()}-", dir=_run_dir()))
         self.socket = self._directory / "nbd"
         self._errors = self._directory / "errors"
         command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
+        command += ["--bitmap", bitmap] if bitmap else []
         command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(node(chain, share=share))]
         environment = os.environ | {"GLIBC_TUNABLES": _TUNABLES}
         with self._errors.open("wb") as errors:
@@ -118,16 +143,14 @@ class Server:
                 time.sleep(0.005)
             else:
                 size = int(handle.get_size())
-                _hang_up(handle)
+                hang_up(handle)
                 return size
 
     def connect(self, *, contexts: bool = False) -> nbd.NBD:
-        """A connection; with `contexts` it can tell allocation. Raises `CaptureFailed`."""
         handle = nbd.NBD()
         try:
             if contexts:
-                handle.add_meta_context(_ALLOCATION)
-                handle.add_meta_context(_DEPTH)
+                add_contexts(handle, self)
             handle.connect_unix(str(self.socket))
         except nbd.Error as error:
             raise self._failed(error.string) from error
@@ -146,6 +169,13 @@ class Server:
             shutil.rmtree(self._directory, ignore_errors=True)
 
 
+def add_contexts(handle: nbd.NBD, source: Source) -> None:
+    """To be called before it is connected."""
+    handle.add_meta_context(_ALLOCATION)
+    if source.changes:
+        handle.add_meta_context(source.changes)
+
+
 def _run_dir() -> str:
     """A short path: a socket's name has 107 bytes at most."""
     wanted = os.environ.get("XDG_RUNTIME_DIR") if os.geteuid() else "/run"
@@ -162,9 +192,9 @@ def sweep() -> None:
 class Reader:
     """A `DiskReader` for one thread."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        self._handle: nbd.NBD | None = server.connect()
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._handle: nbd.NBD | None = source.connect()
         # after an error nothing of the buffer is used, so it need not be cleared before
         self._handle.set_pread_initialize(False)
 
@@ -178,36 +208,36 @@ class Reader:
             steps = range(offset, offset + length, _READ_STEP)
             return b"".join(self._handle.pread(min(_READ_STEP, offset + length - at), at) for at in steps)
         except nbd.Error as error:
-            raise _read_failed(self._server, offset, error) from error
+            raise _read_failed(self._source, offset, error) from error
 
     def close(self) -> None:
         if self._handle is not None:
-            _hang_up(self._handle)
+            hang_up(self._handle)
             self._handle = None
 
 
-def _hang_up(handle: nbd.NBD) -> None:
+def hang_up(handle: nbd.NBD) -> None:
     # A server that has died needs no good-bye; the handle itself ends with its last reference.
     with suppress(nbd.Error):
         handle.shutdown()
 
 
-def _read_failed(server: Server, offset: int, error: nbd.Error) -> DiskReadFailed:
-    if server.explain is not None:
-        server.explain()
-    return DiskReadFailed(disk=server.target, vm=server.vm, offset=offset, detail=error.string)
+def _read_failed(source: Source, offset: int, error: nbd.Error) -> DiskReadFailed:
+    if source.explain is not None:
+        source.explain()
+    return DiskReadFailed(disk=source.target, vm=source.vm, offset=offset, detail=error.string)
 
 
-def extents(server: Server, depth: int | None) -> Iterator[Extent]:
+def extents(source: Source, depth: int | None) -> Iterator[Extent]:
     """What a full (`depth` None) or a delta over the upper `depth` layers consists of. Raises `DiskReadFailed`.
 
     A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
     zeroed must not come back from the parent.
     """
-    handle = server.connect(contexts=True)
+    handle = source.connect(contexts=True)
     try:
         pending: Extent | None = None
-        for start, end, flags, level in _statuses(server, handle, server.size):
+        for start, end, flags, level in _statuses(source, handle, source.size):
             kind = _kind(flags, level, depth)
             if pending is not None and kind == pending.kind and pending.end == start:
                 pending = Extent(pending.start, end - pending.start, pending.kind)
@@ -218,7 +248,7 @@ def extents(server: Server, depth: int | None) -> Iterator[Extent]:
         if pending is not None:
             yield pending
     finally:
-        _hang_up(handle)
+        hang_up(handle)
 
 
 def _kind(flags: int, level: int, depth: int | None) -> ExtentKind | None:
@@ -230,21 +260,34 @@ def _kind(flags: int, level: int, depth: int | None) -> ExtentKind | None:
     return ExtentKind.ZERO if zero else ExtentKind.DATA
 
 
-def _statuses(server: Server, handle: nbd.NBD, size: int) -> Iterator[tuple[int, int, int, int]]:
+def _statuses(source: Source, handle: nbd.NBD, size: int) -> Iterator[tuple[int, int, int, int]]:
     """Start, end, allocation flags and depth, from 0 to `size` without a gap."""
     at = 0
     while at < size:
-        answers = _ask(server, handle, at, min(_STATUS_STEP, size - at))
-        if set(answers) != {_ALLOCATION, _DEPTH}:
-            raise CaptureFailed(vm=server.vm, detail=f"qemu-nbd does not tell the allocation of disk {server.target}")
-        for start, end, flags, level in _aligned(at, answers[_ALLOCATION], answers[_DEPTH]):
+        allocation, levels = _look(source, handle, at, min(_STATUS_STEP, size - at))
+        for start, end, flags, level in _aligned(at, allocation, levels):
             if start >= size:
                 return
             yield start, min(end, size), flags, level
             at = min(end, size)
 
 
-def _ask(server: Server, handle: nbd.NBD, offset: int, length: int) -> dict[str, list[int]]:
+def _look(source: Source, handle: nbd.NBD, offset: int, length: int) -> tuple[list[int], list[int]]:
+    """Allocation and changes, each as pairs of length and status."""
+    answers = _ask(source, handle, offset, length)
+    if set(answers) != {_ALLOCATION, *filter(None, [source.changes])}:
+        raise CaptureFailed(vm=source.vm, detail=f"QEMU does not tell the allocation of disk {source.target}")
+    allocation = answers[_ALLOCATION]
+    if source.moving:
+        # QEMU looks first at what it kept and then at the disk below. What the guest discards in between reads as
+        # zero there, although it was kept: so only what is zero at a second look as well was zero when frozen.
+        again = _ask(source, handle, offset, length)[_ALLOCATION]
+        both = _aligned(offset, allocation, again)
+        allocation = [value for start, end, first, then in both for value in (end - start, first & then)]
+    return allocation, answers[source.changes] if source.changes else [sum(allocation[::2]), 0]
+
+
+def _ask(source: Source, handle: nbd.NBD, offset: int, length: int) -> dict[str, list[int]]:
     """Pairs of length and status by context; each may cover less, or a little more, than was asked."""
     answers: dict[str, list[int]] = {}
 
@@ -255,14 +298,14 @@ def _ask(server: Server, handle: nbd.NBD, offset: int, length: int) -> dict[str,
     try:
         handle.block_status(length, offset, note)
     except nbd.Error as error:
-        raise _read_failed(server, offset, error) from error
+        raise _read_failed(source, offset, error) from error
     return answers
 
 
-def _aligned(at: int, allocation: list[int], depths: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """The two answers cut at each other's borders, as far as both reach."""
-    first = zip(allocation[::2], allocation[1::2], strict=True)
-    second = zip(depths[::2], depths[1::2], strict=True)
+def _aligned(at: int, one: list[int], other: list[int]) -> Iterator[tuple[int, int, int, int]]:
+    """Two answers cut at each other's borders, as far as both reach."""
+    first = zip(one[::2], one[1::2], strict=True)
+    second = zip(other[::2], other[1::2], strict=True)
     left, flags = next(first)
     right, level = next(second)
     while True:
