@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import stat
 import subprocess
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +85,22 @@ def test_files_handed_over(kit: Kit, system_bed: Bed) -> None:
     guest.off()
     assert (path.stat().st_uid, path.stat().st_gid, stat.S_IMODE(path.stat().st_mode)) == owner
     subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
+
+
+def test_emulated_tpm(kit: Kit, system_bed: Bed) -> None:
+    """A guest that sealed its disk needs the state of its TPM."""
+    tpm = "<tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm>"
+    guest = Guest(system_bed, [system_bed.raw("a", 4 * MIB)], devices=tpm)
+    guest.start()
+    capture = kit.capture(kit.request(guest.uuid))
+    capture.abandon()
+    state = Path("/var/lib/libvirt/swtpm") / guest.uuid
+    expected = {str(path.relative_to(state)): path.read_bytes() for path in state.rglob("tpm2*") if path.is_file()}
+    assert expected, "swtpm keeps its state there"
+    with tarfile.open(fileobj=io.BytesIO(capture.machine.files["tpm.tar"])) as archive:
+        found = {
+            member.name.removeprefix("./"): content.read()
+            for member in archive.getmembers()
+            if (content := archive.extractfile(member)) is not None
+        }
+    assert {name: found.get(name) for name in expected} == expected
