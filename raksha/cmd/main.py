@@ -14,21 +14,22 @@ from types import FrameType
 from oslo_config import cfg
 
 import raksha
-from raksha.cmd import local
 from raksha.cmd.output import Output
 from raksha.errors import HostFailed, Interrupted, NeedsAttention, RakshaError, SettingsWrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: docs/cli.md."""
+    cancel = threading.Event()
+    _on_signals(cancel)
+    from raksha.cmd import local  # it brings most of Raksha along; a signal may come meanwhile
+
     parser = argparse.ArgumentParser(prog="raksha", description="Data protection for virtual machines.")
     parser.add_argument("--version", action="version", version=f"raksha {raksha.__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     local.add_to(verbs)
     options = parser.parse_args(arguments)
     output = Output(as_json=options.json, quiet=options.quiet)
-    cancel = threading.Event()
-    _on_signals(cancel, output)
     try:
         return int(options.call(options, output, cancel))
     except cfg.Error as error:
@@ -49,13 +50,14 @@ def _failed(output: Output, error: RakshaError) -> int:
     return error.exit_code
 
 
-def _on_signals(cancel: threading.Event, output: Output) -> None:
+def _on_signals(cancel: threading.Event) -> None:
     """The first SIGINT or SIGTERM asks for an orderly end: no exception in the middle of a step."""
 
     def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         if not cancel.is_set():
             cancel.set()
-            output.interrupting()
+            if sys.stderr.isatty():  # past whatever is being drawn there, and without a lock
+                os.write(2, b"\nending at the next safe moment ...\n")
 
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGTERM, ask)

@@ -7,7 +7,6 @@ standard output carries exactly one JSON document, also for an error, and standa
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
@@ -59,11 +58,6 @@ class Output(Progress):
             seconds = max(time.monotonic() - self._started, 1e-3)
             rate = human(self._done / seconds)
             self.step(f"{self._label}: {human(self._done)} in {seconds:.1f} s ({rate}/s)")
-
-    def interrupting(self) -> None:
-        """Called from a signal handler: writes past the bar and takes no lock."""
-        if not self._silent:
-            os.write(2, b"\nending at the next safe moment ...\n")
 
     # -- results ----------------------------------------------------------------------------------
 
