@@ -65,6 +65,8 @@ class LayerState(StrEnum):
     CHAINED = "chained"
     #: its merge into the VM's own file was asked for
     MERGING = "merging"
+    #: all of it is in what lies below, and nothing names it: the file is to be put away
+    MERGED = "merged"
     #: the VM runs without it: it was started below
     ORPHAN = "orphan"
 
@@ -354,8 +356,8 @@ class Journal:
         """UUIDs of all VMs of which there is anything to remember: layers, open intents, trash or fences."""
         with self._mutex:
             rows = self._db.execute(
-                "SELECT vm FROM layers UNION SELECT vm FROM bitmaps UNION SELECT vm FROM trash UNION SELECT vm FROM fences"
-                " UNION SELECT vm FROM intents WHERE outcome IS NULL AND vm IS NOT NULL"
+                "SELECT vm FROM layers UNION SELECT vm FROM bitmaps UNION SELECT vm FROM trash"
+                " UNION SELECT vm FROM fences UNION SELECT vm FROM intents WHERE outcome IS NULL AND vm IS NOT NULL"
             ).fetchall()
         return sorted(row[0] for row in rows)
 
