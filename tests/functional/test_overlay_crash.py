@@ -25,7 +25,7 @@ from raksha.config import Settings
 from raksha.journal import Journal
 from raksha.states import Quiesce
 from raksha.virt.capture import CaptureRequest
-from raksha.virt.libvirt import commit, connection, overlay, overlay_file
+from raksha.virt.libvirt import commit, connection, overlay, overlay_file, trash
 place, uri, state, vm, run = sys.argv[1:6]
 
 def stop_here(*_, **__):
@@ -42,7 +42,14 @@ def after(owner, name):
         stop_here()
     setattr(owner, name, both)
 
+def slow_merge():
+    def commit(self, disk, base, top, *, relative=False):
+        self._domain.blockCommit(disk, base, top, 1, 8 if relative else 0)  # 1 MiB/s
+        stop_here()
+    connection.Guest.commit = commit
+
 {
+    "while merging": slow_merge,
     "made one overlay": lambda: after(overlay_file, "fill"),
     "reserved": lambda: after(overlay_file, "reserve"),
     "before the snapshot": lambda: before(connection.Guest, "snapshot"),
@@ -50,11 +57,11 @@ def after(owner, name):
     "while reading": lambda: after(overlay.OverlayPrepared, "capture"),
     "before the merge": lambda: before(connection.Guest, "commit"),
     "after the merge began": lambda: after(connection.Guest, "commit"),
-    "before the merged layer is deleted": lambda: before(overlay_file, "remove"),
+    "before the merged layer is deleted": lambda: before(trash.Trash, "put"),
     "before the pivot": lambda: before(connection.Guest, "pivot"),
     "after the pivot": lambda: after(connection.Guest, "pivot"),
 }[place]()
-settings = Settings(libvirt_uri=uri, state_dir=Path(state), overlay_reserve_min=1 << 20)
+settings = Settings(libvirt_uri=uri, state_dir=Path(state), overlay_reserve_min=1 << 20, trash_hours=0)
 engine = overlay.OverlayEngine(settings, Journal(settings.state_dir))
 if "pivot" in place:
     engine.release(vm)
@@ -119,6 +126,22 @@ def test_killed(kit: Kit, bed: Bed, place: str) -> None:
     kit.engine.release(guest.uuid)
     assert not [name for name in guest.files() if ".raksha-" in name]
     assert guest.machine.xml(inactive=True) == definition
+
+
+def test_killed_while_merging(kit: Kit, bed: Bed) -> None:
+    """QEMU goes on merging; the next run waits until it has ended."""
+    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
+    guest.start()
+    first = kit.run(guest)
+    guest.write("vda", 0, 3 * MIB, 0x51)
+    killed_at(kit, guest, "while merging")
+    assert guest.machine.domain.blockJobInfo("vda"), "the merge is under way"
+    guest.write("vda", 2 * MIB, 8 * KIB, 0x52)
+    second = kit.run(guest, first)
+    assert kit.warnings == []
+    assert kit.disk(second).reason in (Reason.UNION_OF_LAYERS, Reason.TRACKER_OTHER_RUN)
+    assert len(guest.sources()["vda"]) == 2
+    assert len([name for name in guest.files() if ".raksha-" in name]) == 1
 
 
 def test_killed_after_the_run_was_durable(kit: Kit, bed: Bed) -> None:
