@@ -167,11 +167,17 @@ def test_two_at_once(bed: Bed, local: Local, tmp_path: Path) -> None:
 
 
 def test_taken_over_in_mid_run(bed: Bed, local: Local, tmp_path: Path) -> None:
-    """The old writer cannot commit any more, and its VM's next backup is right."""
-    guest, other = big_guest(bed), two_disks(bed, "other", start=False)
+    """The old writer cannot commit any more: of a group none is visible, and every VM's next backup is right."""
+    guest, second, other = big_guest(bed), two_disks(bed, "second"), two_disks(bed, "other", start=False)
+    stories = [Story(local, each, tmp_path / "out") for each in (guest, second)]
+    first = local.good("backup", guest.uuid, second.uuid).run
+    for story in stories:
+        story.truth[first] = story.guest.frozen_model()
+        story.guest.write("vda", 1 * MIB, 200 * KIB, 0x51)
+    write_noise(guest, "vdb", 0, 32 * MIB)
     local.good("backup", other.uuid)
     segments = set(local.segments())
-    process = local.start("backup", guest.uuid, "--json")
+    process = local.start("backup", guest.uuid, second.uuid, "--json", "--workers", "1")
     wait_until(lambda: set(local.segments()) - segments, "the first segment")
     process.send_signal(signal.SIGSTOP)
     thief = Local(bed.uri, tmp_path / "thief", local.vault)
@@ -181,11 +187,16 @@ def test_taken_over_in_mid_run(bed: Bed, local: Local, tmp_path: Path) -> None:
         process.send_signal(signal.SIGCONT)
     answer = ended(process)
     assert (answer.code, answer.error) == (REFUSED, "vault_writer_other"), answer
-    assert len(thief.runs()) == 2
-    story = Story(local, guest, tmp_path / "out")
-    story.backup("--take-over")
-    local.good("delete", *[run for run in local.runs() if run not in story.truth])
-    story.assert_all_hold()
+    assert len(thief.runs()) == 3
+    for story in stories:
+        story.guest.write("vda", 2 * MIB, 20 * KIB, 0x52)
+    again = local.good("backup", guest.uuid, second.uuid, "--take-over")
+    for story in stories:
+        story.truth[again.run] = story.guest.frozen_model()
+    assert {disk["reason"] for vm in again.json["run"]["vms"] for disk in vm["resources"]} == {"union_of_layers"}
+    local.good("delete", *[run for run in local.runs() if run not in (first, again.run)])
+    for story in stories:
+        story.assert_all_hold()
 
 
 def test_the_reader_of_our_output_goes_away(bed: Bed, local: Local) -> None:
