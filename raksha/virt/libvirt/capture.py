@@ -187,7 +187,7 @@ class OverlayCapture:
             for disk in self._survey.disks:
                 try:
                     self._warnings += self._advance(disk)
-                except RakshaError as error:
+                except (RakshaError, OSError) as error:
                     self._warnings.append(str(error))
         finally:
             self._unlock()
@@ -221,7 +221,7 @@ class OverlayCapture:
         own = disk.lineage.own
         if len(own) < _MANY_LAYERS or self._offline is not None:
             return
-        with suppress(RakshaError):  # it was one more attempt; the layers stay as they are
+        with suppress(RakshaError, OSError):  # it was one more attempt; the layers stay as they are
             if self._guest.is_active():
                 self._journal.count_from(own[-1].file.path, {run for layer in own for run in layer.counts_from})
                 Committer(self._guest, self._journal, self._settings).merge(disk.target, own[:-1])

@@ -132,6 +132,12 @@ class Freezer:
             return
         self.held = True
 
+    def check(self) -> None:
+        """Called right before the snapshot. Raises `QuiesceFailed` where a freeze is required and did not last."""
+        if self.held and (self._watchdog is None or not self._watchdog.watching()):
+            self.held = False
+            self._give_up("the freeze did not last until the snapshot")
+
     def snapshot_taken(self) -> None:
         """Called right after the snapshot: was it still our freeze?"""
         if self.held and (self._watchdog is None or not self._watchdog.watching()):

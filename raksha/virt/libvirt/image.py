@@ -104,8 +104,3 @@ def commit(path: str, base: str, timeout: float) -> None:
     For a VM that is shut off. Fails if any process has a layer open.
     """
     _change(["commit", "-q", "-d", "-f", "qcow2", "-b", base, path], timeout=timeout, cpu=None)
-
-
-def check(path: str) -> None:
-    """Raises `ImageToolFailed` if the qcow2 image is inconsistent (leaked clusters count as that)."""
-    _run(["check", "-q", "-f", "qcow2", path], timeout=None, cpu=None)

@@ -177,6 +177,7 @@ class OverlayPrepared:
             self._offline.check()
         else:
             self._check_unchanged()
+            self._freezer.check()
             try:
                 self._guest.snapshot(_snapshot_xml(self._plans, self._survey.left_out))
             except LibvirtFailed as error:
