@@ -42,7 +42,7 @@ from raksha.vault.store import CONTAINERS, SEGMENTS, ObjectInfo, Part, check_ran
 
 #: no object name has a step that begins with a dot
 _TEMPORARY = ".raksha-"
-#: seconds after which a temporary file has no writer any more
+#: seconds after which a temporary file, or a folder with nothing in it, has no writer any more
 _STALE = 24 * 3600
 _CHUNK = 1 << 20
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -201,6 +201,7 @@ class DirectoryStore:
         except FileNotFoundError:
             return
         try:
+            untouched = time.time() - os.fstat(folder).st_mtime
             with os.scandir(folder) as entries:
                 # a folder sorts by its name and the slash that follows it
                 found = [(f"{each.name}/" if each.is_dir(follow_symlinks=False) else each.name,
@@ -215,6 +216,11 @@ class DirectoryStore:
                     yield full
                 elif full.endswith("/") and (full.startswith(start) or start.startswith(full)):
                     yield from self._walk(folder, entry[:-1], full, start)
+            if self._prepared and untouched > _STALE and path.count("/") > 1 and not path.startswith(f"{SEGMENTS}/"):
+                # left by a writer that was killed before its object had a name; one with objects in it stays
+                with self._making, contextlib.suppress(OSError):
+                    os.rmdir(step, dir_fd=above)
+                    self._durable.discard(path.rstrip("/"))
         finally:
             os.close(folder)
 

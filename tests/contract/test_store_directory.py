@@ -449,6 +449,26 @@ def test_a_pruned_run_leaves_no_folders(store: DirectoryStore, root: Path) -> No
     assert store.get("backupjobs/job/run1/run.json") == b"again"
 
 
+def test_folders_of_a_writer_that_was_killed_go_in_time(store: DirectoryStore, root: Path) -> None:
+    """It had made them, and died before its object had a name."""
+    store.put(NAME, b"x")
+    job = root / BACKUPS / "job"
+    (job / "old/vm/vda").mkdir(parents=True)
+    (job / "old/vm/.raksha-old").write_bytes(b"half")
+    (root / SEGMENTS / "ab").mkdir()
+    for path in root.rglob("*"):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    (job / "new/vm").mkdir(parents=True)
+    list(open_at(root).names(BACKUPS))
+    assert (job / "old/vm/vda").exists(), "a reader changes nothing"
+    for container in (BACKUPS, SEGMENTS):
+        list(store.names(container))
+    assert (job / "new/vm").exists() and not (job / "old").exists()
+    assert (root / SEGMENTS / "ab").exists()
+    store.put("backupjobs/job/old/vm/Backup", b"again")
+    assert set(store.names(BACKUPS)) == {NAME, "backupjobs/job/old/vm/Backup"}
+
+
 def test_a_folder_that_somebody_else_removed_is_made_again(store: DirectoryStore, root: Path) -> None:
     store.put(NAME, b"x")
     (root / NAME).unlink()
