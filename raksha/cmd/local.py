@@ -23,6 +23,8 @@ from raksha.states import Quiesce
 
 Call = Callable[[argparse.Namespace, Output, threading.Event], int]
 
+_RUN = "id of a restore point, the beginning of it, or: latest"
+_WHICH = "which VM of the restore point, by its name then or its UUID; needed if there are several"
 _EXAMPLES = """\
 examples:
   raksha local vms
@@ -69,7 +71,7 @@ def _command(commands: Any, name: str, call: Call, about: str, *, vault: bool = 
     common.add_argument("--state-dir", metavar="DIR", type=Path, help="journal, locks and temporary files")
     common.add_argument("--workers", metavar="N", type=_positive, help="threads that read, compress and send")
     common.add_argument("--json", action="store_true", help="one JSON document on standard output, nothing else")
-    common.add_argument("--quiet", action="store_true", help="results only")
+    common.add_argument("--quiet", action="store_true", help="results and warnings only")
     return parser
 
 
@@ -80,7 +82,8 @@ def _add_writing(commands: Any) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--full", action="store_true", help="read everything, whatever the vault has")
     kind.add_argument("--incremental", action="store_true", help="what changed since the last run (the default)")
-    parser.add_argument("--exclude", action="append", default=[], metavar="VM:DISK", help="leave a disk out")
+    parser.add_argument("--exclude", action="append", default=[], metavar="VM:DISK",
+                        help="leave a disk out (repeatable)")  # fmt: skip
     parser.add_argument("--quiesce", type=Quiesce, choices=list(Quiesce), default=Quiesce.AUTO, metavar="WHEN",
                         help="freeze the file systems through the guest agent: auto, require or never")  # fmt: skip
     parser.add_argument("--overlay-dir", metavar="DIR", type=Path, help="default: beside the disk")
@@ -92,17 +95,17 @@ def _add_writing(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
 
     parser = _command(commands, "delete", _delete, "delete restore points; those that build on them stay whole")
-    parser.add_argument("run", nargs="+", metavar="RUN")
+    parser.add_argument("run", nargs="+", metavar="RUN", help=_RUN)
     parser.add_argument("--dry-run", action="store_true", help="say what would be deleted")
 
 
 def _add_reading(commands: Any) -> None:
     parser = _command(commands, "list", _list, "restore points in a vault")
-    parser.add_argument("--job", metavar="NAME")
-    parser.add_argument("--vm", metavar="VM")
+    parser.add_argument("--job", metavar="NAME", help="of this job only")
+    parser.add_argument("--vm", metavar="VM", help="with this VM only: its name then, or its UUID")
 
     parser = _command(commands, "show", _show, "one restore point, with its VMs and disks")
-    parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or: latest")
+    parser.add_argument("run", metavar="RUN", help=_RUN)
 
     parser = _command(commands, "verify", _verify, "prove that restore points are all there")
     parser.add_argument("run", nargs="*", metavar="RUN", help="default: all")
@@ -111,8 +114,8 @@ def _add_reading(commands: Any) -> None:
 
 def _add_restoring(commands: Any) -> None:
     parser = _command(commands, "restore", _restore, "give back a VM, or disks of it")
-    parser.add_argument("run", metavar="RUN", help="its id, the beginning of it, or: latest")
-    parser.add_argument("--vm", metavar="VM", help="which VM of the restore point, if it has several")
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("--vm", metavar="VM", help=_WHICH)
     parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk (repeatable)")
     parser.add_argument("--as", dest="new_name", metavar="NAME", help="define a new VM of this name")
     parser.add_argument("--into", metavar="DIR", type=Path, help="directory for the disks")
@@ -127,17 +130,17 @@ def _add_restoring(commands: Any) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
 
     parser = _command(commands, "export", _export, "plain qcow2 files, for any tool")
-    parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--vm", metavar="VM")
+    parser.add_argument("run", metavar="RUN", help=_RUN)
+    parser.add_argument("--vm", metavar="VM", help=_WHICH)
     parser.add_argument("--disk", action="append", default=[], metavar="DISK", help="only this disk (repeatable)")
-    parser.add_argument("--into", metavar="DIR", type=Path, required=True)
+    parser.add_argument("--into", metavar="DIR", type=Path, required=True, help="a directory that is new or empty")
     parser.add_argument("--flatten", action="store_true", help="one file a disk, instead of its chain")
 
 
 def _add_host(commands: Any) -> None:
     _command(commands, "vms", _vms, "VMs of this host and their disks", vault=False)
     parser = _command(commands, "release", _release, "take every trace of Raksha out of VMs' disk chains", vault=False)
-    parser.add_argument("vm", nargs="+", metavar="VM")
+    parser.add_argument("vm", nargs="+", metavar="VM", help="name or UUID")
 
 
 def _positive(text: str) -> int:

@@ -1,19 +1,23 @@
-"""What a person sees: steps, a bar on a terminal, results, warnings; and what a program reads: JSON and nothing else."""
+"""What a person sees: steps, a bar on a terminal, results, warnings; and what a program reads: JSON only."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import random
 import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
 import raksha
+from raksha import errors
 from tests.bed import Bed
 from tests.bed.disks import Disk
 from tests.functional.local_kit import WRONG_USE, Local, Story, nothing_changes, two_disks
@@ -23,6 +27,8 @@ pytestmark = pytest.mark.bed
 
 #: every command of `raksha local`
 COMMANDS = ("backup", "prune", "delete", "list", "show", "verify", "restore", "export", "vms", "release")
+#: options that all of them have, and all that use a vault
+COMMON = {"--help", "--vault", "--connect", "--config", "--state-dir", "--workers", "--json", "--quiet"}
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
@@ -93,6 +99,7 @@ def test_a_bar_on_a_terminal(bed: Bed, local: Local) -> None:
 def on_terminal(command: list[str]) -> tuple[str, str]:
     """What a terminal as standard error gets, and standard output, of a command that succeeds."""
     terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, text=True) as process:
         os.close(end)
         seen = b""
@@ -143,7 +150,8 @@ def test_vms_tells_what_can_be_protected(bed: Bed, local: Local) -> None:
         found = {vm["name"]: vm for vm in local.good("vms").json["vms"]}
         shown = local("vms", json=False).out
     assert found[good.machine.name]["uuid"] == good.uuid
-    assert "shareable" in json.dumps(found[bad.machine.name]) and "shareable" not in json.dumps(found[good.machine.name])
+    assert "shareable" in json.dumps(found[bad.machine.name])
+    assert "shareable" not in json.dumps(found[good.machine.name])
     for guest in (good, bad):
         assert guest.machine.name in shown
     assert "shareable" in shown
@@ -193,11 +201,8 @@ def test_the_document_names_every_command_option_and_exit_code() -> None:
         (section,) = re.findall(rf"^### `?{command}`?.*?(?=^###? )", text + "\n## ", re.M | re.S)
         usage = say("local", command, "--help")
         own, _, _ = usage.partition("\nhost:\n")
-        for option in set(re.findall(r"--[a-z-]+", own)) - {"--help", "--vault", "--connect", "--config",
-                                                            "--state-dir", "--workers", "--json", "--quiet"}:  # fmt: skip
+        for option in set(re.findall(r"--[a-z-]+", own)) - COMMON:
             assert option in section, f"{command} {option}"
-    from raksha import errors
-
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.RakshaError)]
     for code in {kind.exit_code for kind in kinds}:
         assert re.search(rf"^\| {code} \|", text, re.M), f"exit code {code}"
