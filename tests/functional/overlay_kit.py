@@ -31,7 +31,15 @@ MIB = 1024 * KIB
 
 def settings(bed: Bed, **changes: object) -> Settings:
     state = bed.directory / "state"
-    base = Settings(libvirt_uri=bed.uri, state_dir=state, overlay_reserve_min=MIB, commit_timeout=30.0, workers=2)
+    base = Settings(
+        libvirt_uri=bed.uri,
+        state_dir=state,
+        overlay_reserve_min=MIB,
+        overlay_watermark=0,
+        commit_timeout=30.0,
+        workers=2,
+        trash_hours=0,
+    )
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -317,10 +318,11 @@ def test_snapshot_fails_for_the_second_disk(kit: Kit, bed: Bed) -> None:
     before = guest.state()
     prepared = kit.engine.prepare(kit.request(guest.uuid))
     overlay = next(path for path in bed.directory.iterdir() if "-vdb.qcow2" in path.name)
+    os.chown(overlay, os.geteuid(), os.getegid())
     overlay.chmod(0)
-    Path(overlay).write_bytes(b"no qcow2 any more")
-    with pytest.raises(CaptureFailed):
+    with pytest.raises(CaptureFailed, match="Permission"):
         prepared.snapshot()
+    overlay.chmod(0o600)
     prepared.cancel()
     assert guest.state() == before
     assert kit.journal.layers(guest.uuid) == [] and kit.journal.open_intents() == []

@@ -16,6 +16,9 @@ from raksha.virt.libvirt import image, overlay_file
 from raksha.virt.libvirt.chain import modified, relative_name, same_file
 from raksha.virt.libvirt.connection import JOB_COMPLETED, JOB_READY, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
+from raksha.virt.libvirt.fence import Fence
+from raksha.virt.libvirt.processes import qemu_of
+from raksha.virt.libvirt.trash import Trash
 
 #: seconds for libvirt to end a job that was told to
 _END = 60.0
@@ -28,6 +31,8 @@ class Committer:
         self._guest = guest
         self._journal = journal
         self._settings = settings
+        self._fence = Fence(journal, settings)
+        self._trash = Trash(guest, journal, settings)
 
     def merge(self, target: str, layers: Sequence[OwnLayer], run: str | None = None) -> list[str]:
         """Merge frozen layers, newest first, into what lies below the oldest. The VM must be active.
@@ -42,7 +47,7 @@ class Committer:
         first, last = disk.layers.index(top) - 1, disk.layers.index(below)
         relative = all(relative_name(layer.path, below.path) for layer in disk.layers[first:last])
         intent = self._intend("commit", target, layers, run)
-        with self._guest.job_events(target) as events:
+        with self._fence.lifted(self._guest.uuid, target), self._guest.job_events(target) as events:
             self._guest.commit(target, f"{target}[{below.index}]", f"{target}[{top.index}]", relative=relative)
             status = events.wait(self._settings.commit_timeout)
         if status is None:
@@ -56,7 +61,7 @@ class Committer:
         if disk.top is not top:
             raise self._unexpected(target, f"{disk.top.path} is the active layer")
         intent = self._intend("pivot", target, layers, None)
-        with self._guest.job_events(target) as events:
+        with self._fence.lifted(self._guest.uuid, target), self._guest.job_events(target) as events:
             self._guest.commit(target, f"{target}[{below.index}]", None)
             status = events.wait(self._settings.commit_timeout, ready=True)
             if status == JOB_READY:
@@ -68,7 +73,9 @@ class Committer:
 
     def _intend(self, operation: str, target: str, layers: Sequence[OwnLayer], run: str | None) -> int:
         paths = [layer.file.path for layer in layers]
-        intent = self._journal.begin(operation, run=run, vm=self._guest.uuid, target=target, detail={"layers": paths})
+        process = next((each.identity for each in qemu_of(self._guest.uuid)), None)
+        detail = {"layers": paths, "process": process}
+        intent = self._journal.begin(operation, run=run, vm=self._guest.uuid, target=target, detail=detail)
         self._journal.set_layers(paths, LayerState.MERGING)
         return intent
 
@@ -104,8 +111,8 @@ class Committer:
             self._journal.done(intent, f"not done: {problem}")
             kind = ChainUnexpected if done else CommitFailed
             raise kind(vm=self._guest.name, disk=before.target, operation="a block commit", detail=problem)
-        left = [overlay_file.remove(own.file, own.run) for own in layers]
-        self._journal.forget_layers(own.file.path for own, why in zip(layers, left, strict=True) if why is None)
+        self._journal.set_layers(merged, LayerState.MERGED)
+        left = [self._trash.put(own) for own in layers]
         self._journal.done(intent, "merged")
         return [why for why in left if why is not None]
 

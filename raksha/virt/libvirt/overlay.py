@@ -29,12 +29,14 @@ from raksha.virt.libvirt.chain import ChainBroken, backing_of, file_id, modified
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Connection, Guest, check_local
 from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
+from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
 from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.recover import reconcile
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
+from raksha.virt.libvirt.trash import Trash
 
 #: QEMU counts disks in these, and rounds a raw file up
 _SECTOR = 512
@@ -124,7 +126,7 @@ class OverlayPrepared:
             return
         plans = [self._plan(disk) for disk in self._survey.disks]
         try:
-            overlay_file.check_space(self.vm_name, plans, self._settings)
+            self._find_room(plans)
         except OSError as error:
             raise CaptureFailed(vm=self.vm_name, detail=f"no overlay can be made: {error}") from error
         request = self._request
@@ -132,6 +134,13 @@ class OverlayPrepared:
         self._intent = self._journal.begin("snapshot", run=request.backupjobrun, vm=self._guest.uuid, detail=detail)
         for disk, plan in zip(self._survey.disks, plans, strict=True):
             self._make(disk, plan)
+
+    def _find_room(self, plans: list[OverlayPlan]) -> None:
+        """What lies in the trash gives way. Raises `NoSpaceForOverlay`, `OSError`."""
+        trash = Trash(self._guest, self._journal, self._settings)
+        for device in {Path(plan.path).parent.stat().st_dev for plan in plans if Path(plan.path).parent.exists()}:
+            trash.make_room(device, lambda: overlay_file.has_room(self.vm_name, plans, self._settings))
+        overlay_file.check_space(self.vm_name, plans, self._settings)
 
     def _plan(self, disk: SurveyedDisk) -> OverlayPlan:
         path = overlay_file.overlay_path(
@@ -237,6 +246,9 @@ class OverlayPrepared:
         for disk in self._survey.disks:
             if not disk.lineage.own:
                 self._journal.base_left(self._guest.uuid, disk.target, modified(disk.lineage.base.path))
+        fence = Fence(self._journal, self._settings)
+        for disk in self._survey.disks:
+            fence.put_up(self._guest.uuid, disk.target, disk.lineage.base.path)
         if self._intent is not None:
             self._journal.done(self._intent, "taken")
             self._intent = None

@@ -1,7 +1,7 @@
 """Our overlay files: where they are made, how they are marked, and when one may be deleted.
 
 An overlay is created with O_EXCL and mode 0600, owned like the layer it grows on, and carries the run's id in the
-extended attribute `user.raksha` where the file system has those. It is deleted only after nothing names it.
+extended attribute `user.raksha` where the file system has those. `trash` deletes it after nothing names it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from raksha.journal import FileId
 from raksha.virt.libvirt import image
 from raksha.virt.libvirt.chain import relative_name
 from raksha.virt.libvirt.domain_xml import Layer
+from raksha.virt.libvirt.processes import users_of
 
 XATTR = "user.raksha"
 
@@ -88,22 +88,61 @@ def check_space(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> No
             raise NoSpaceForOverlay(vm=vm, disk=plan.target, path=directory, free=free, wanted=wanted[device])
 
 
-def reserve(plan: OverlayPlan, run: str) -> FileId:
-    """Create the empty file, ours alone. Raises `OverlayExists`, or `OSError`."""
+def has_room(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> bool:
+    """Raises `OSError`."""
     try:
-        with crash.around("overlay.create"):
-            descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        check_space(vm, plans, settings)
+    except NoSpaceForOverlay:
+        return False
+    return True
+
+
+def reserve(plan: OverlayPlan, run: str) -> FileId:
+    """Create the empty file, ours alone and marked from the first moment. Raises `OverlayExists`, or `OSError`."""
+    try:
+        descriptor = _marked(plan, run)
     except FileExistsError as error:
         raise OverlayExists(path=plan.path) from error
     try:
-        _mark(descriptor, plan, run)
         status = os.fstat(descriptor)
-    except BaseException:
-        Path(plan.path).unlink()
-        raise
     finally:
         os.close(descriptor)
     return FileId(plan.path, status.st_dev, status.st_ino)
+
+
+def _marked(plan: OverlayPlan, run: str) -> int:
+    """Raises `OSError`, `FileExistsError` among them."""
+    path = Path(plan.path)
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        try:
+            _mark(descriptor, plan, run)
+            with crash.around("overlay.create"):
+                # Naming the directory makes Python follow the link in /proc.
+                os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        return _created(plan, run)
+    finally:
+        os.close(directory)
+    return descriptor
+
+
+def _created(plan: OverlayPlan, run: str) -> int:
+    """Where a file cannot be made before it has a name (NFS)."""
+    descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        _mark(descriptor, plan, run)
+    except BaseException:
+        os.close(descriptor)
+        Path(plan.path).unlink()
+        raise
+    return descriptor
 
 
 def _mark(descriptor: int, plan: OverlayPlan, run: str) -> None:
@@ -131,6 +170,14 @@ def fill(plan: OverlayPlan) -> None:
             os.close(descriptor)
 
 
+def mark_of(path: str) -> str | None:
+    """The run that the file is marked with, empty if with none; None: the file system has no such marks."""
+    try:
+        return os.getxattr(path, XATTR, follow_symlinks=False).decode("utf-8", "replace")
+    except OSError as error:
+        return None if error.errno == errno.ENOTSUP else ""
+
+
 def is_the_one(file: FileId, run: str) -> bool:
     """Whether what lies at the path is the file that we made: the same inode, or marked with the run."""
     try:
@@ -142,27 +189,8 @@ def is_the_one(file: FileId, run: str) -> bool:
         return False
 
 
-def users(file: FileId) -> list[int]:
-    """Processes that have the file open, as far as this user may see them."""
-    found = []
-    for descriptors in Path("/proc").glob("[0-9]*/fd"):
-        # Processes end while we look, and those of other users do not let us look.
-        with suppress(OSError):
-            if any(_is_open(each, file) for each in descriptors.iterdir()):
-                found.append(int(descriptors.parent.name))
-    return found
-
-
-def _is_open(descriptor: Path, file: FileId) -> bool:
-    try:
-        status = descriptor.stat()
-    except OSError:
-        return False
-    return status.st_ino == file.inode and status.st_dev == file.device
-
-
 def remove(file: FileId, run: str) -> str | None:
-    """Delete an overlay of ours that is in no chain. Returns why it was left alone, or None when it is gone."""
+    """Delete a file that was made for an overlay and never used. Returns why it was left alone, or None."""
     try:
         status = Path(file.path).lstat()
     except FileNotFoundError:
@@ -171,7 +199,7 @@ def remove(file: FileId, run: str) -> str | None:
         return f"{file.path} was left alone: {error.strerror}"
     if not is_the_one(file, run):
         return f"{file.path} was left alone: it is not the file that Raksha made"
-    if pids := users(FileId(file.path, status.st_dev, status.st_ino)):
+    if pids := users_of(status.st_dev, status.st_ino):
         return f"{file.path} was left alone: process {pids[0]} has it open"
     with crash.around("overlay.remove"):
         Path(file.path).unlink()

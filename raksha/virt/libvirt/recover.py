@@ -1,108 +1,191 @@
-"""Brings the journal into line with what is observed, before anything new is done to a VM.
+"""Brings a VM, the journal and our files into line, before anything new is done to the VM.
 
-After a killed process the journal may hold intents without outcome and layers whose state is not known. What the
-definitions and headers say decides; the journal only says what is ours. A layer that is in use is never touched.
+::
+
+    while there is something urgent:
+        observe      what is so: definitions, headers, processes, jobs        (observe.py)
+        decide       a pure function of that and of what was begun            (decide.py)
+        do           thaw, end a job, take an overlay back, put a definition right
+    then             journal, files, fences, trash
+
+Where neither going on nor undoing is proven safe it raises `NeedsAttention`, and everything stays where it is.
+Not promised: that it ends soon. A merge that is under way is waited for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from raksha.config import Settings
-from raksha.errors import LibvirtFailed, VmBusy
+from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, RecoveryUnsettled, VmBusy
 from raksha.journal import FileId, Journal, LayerState, OwnLayer
 from raksha.virt.libvirt import overlay_file
-from raksha.virt.libvirt.chain import ChainBroken, follow, modified, same_file
+from raksha.virt.libvirt.chain import modified
+from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Guest
-from raksha.virt.libvirt.domain_xml import parse_domain
+from raksha.virt.libvirt.decide import Action, Do, Plan, decide
+from raksha.virt.libvirt.domain_xml import Layer
+from raksha.virt.libvirt.fence import Fence
+from raksha.virt.libvirt.observe import Seen, observe
+from raksha.virt.libvirt.own_source import own_sources
+from raksha.virt.libvirt.trash import Trash
 
-#: operations that run as a block job
-_JOBS = ("commit", "pivot")
+#: each round ends what the one before has uncovered; more than these are a sign of somebody else at work
+_ROUNDS = 6
+
+
+def look(guest: Guest, journal: Journal) -> tuple[Seen, Plan]:
+    """What is seen, and what would be done about it first. Changes nothing."""
+    seen = observe(guest, journal)
+    return seen, decide(seen, journal.open_intents(guest.uuid))
 
 
 def reconcile(guest: Guest, journal: Journal, settings: Settings) -> list[str]:
-    """Returns warnings. Raises `VmBusy` when a merge of ours is still going on and does not end in time."""
-    intents = journal.open_intents(guest.uuid)
-    active = guest.is_active()
-    if active and any(intent.operation == "freeze" for intent in intents):
+    """Returns what a person should know. The caller holds the VM's lock.
+
+    Raises `NeedsAttention` errors, `VmBusy` when a merge of ours is still going on and does not end in time,
+    `CommitFailed`, `LibvirtFailed`.
+    """
+    recovery = _Recovery(guest, journal, settings)
+    for number in range(_ROUNDS):
+        seen, plan = look(guest, journal)
+        changes = [action for action in plan.urgent if number == 0 or action.do is not Do.THAW]
+        for action in changes:
+            recovery.do(action, seen)
+        if plan.troubles:
+            raise plan.troubles[0]
+        if all(action.do is Do.THAW for action in changes):
+            for action in plan.actions:
+                if action not in plan.urgent:
+                    recovery.do(action, seen)
+            return [*recovery.notes, *plan.notes, *recovery.tidy(seen)]
+    raise RecoveryUnsettled(vm=guest.name, rounds=_ROUNDS, detail="; ".join(sorted({each.do for each in changes})))
+
+
+class _Recovery:
+    """Carries actions out, one method each."""
+
+    def __init__(self, guest: Guest, journal: Journal, settings: Settings) -> None:
+        self._guest = guest
+        self._journal = journal
+        self._settings = settings
+        self._committer = Committer(guest, journal, settings)
+        self._trash = Trash(guest, journal, settings)
+        self.notes: list[str] = []
+        self._means: dict[Do, Callable[[Action, Seen], None]] = {
+            Do.THAW: self._thaw,
+            Do.AWAIT_JOB: self._await_job,
+            Do.ABORT_JOB: self._abort_job,
+            Do.TAKE_BACK: self._take_back,
+            Do.RELIEVE: self._relieve,
+            Do.RESUME: self._resume,
+            Do.REDEFINE: self._redefine,
+            Do.ADOPT: self._adopt,
+            Do.FORGET: self._forget,
+            Do.DISCARD: self._discard,
+            Do.ORPHAN: self._orphan,
+            Do.SWEEP: self._sweep,
+            Do.CLOSE: self._close,
+        }
+
+    def do(self, action: Action, seen: Seen) -> None:
+        self._means[action.do](action, seen)
+
+    def tidy(self, seen: Seen) -> list[str]:
+        """Fences that nothing needs, and trash whose time has come."""
+        fence = Fence(self._journal, self._settings)
+        return [*fence.settle(seen), *self._trash.empty()]
+
+    # -- what changes the VM ------------------------------------------------------------------------
+
+    def _thaw(self, _action: Action, _seen: Seen) -> None:
         # The watchdog has thawed, unless the whole host went down. Thawing what is not frozen does no harm.
         with suppress(LibvirtFailed):
-            guest.fs_thaw()
-    for intent in intents:
-        if active and intent.operation in _JOBS and intent.target:
-            _end_job(guest, intent.target, intent.operation, settings.commit_timeout)
-    warnings = _place_layers(guest, journal)
-    for intent in intents:
-        if intent.operation == "snapshot" and intent.run:
-            _remove_strays(guest, journal, intent.run, intent.detail["overlays"])
-        journal.done(intent.id, "recovered")
-    return warnings
+            self._guest.fs_thaw()
 
+    def _await_job(self, action: Action, _seen: Seen) -> None:
+        target = action.target or ""
+        with self._guest.job_events(target) as events:
+            if self._guest.block_job(target) is None:
+                return
+            if events.wait(self._settings.commit_timeout) is None:
+                raise VmBusy(vm=self._guest.name, detail=f"an earlier merge of disk {target} has not ended yet")
 
-def _remove_strays(guest: Guest, journal: Journal, run: str, paths: Collection[str]) -> None:
-    """Files that were made, but whose journal entry was not: only their mark can tell that they are ours."""
-    for path in paths:
-        if not journal.knows(path) and path not in used_paths(guest, ()):
-            overlay_file.remove(FileId(path, 0, 0), run)
+    def _abort_job(self, action: Action, _seen: Seen) -> None:
+        target = action.target or ""
+        with suppress(LibvirtFailed):  # it may have ended by itself; the next look tells
+            self._guest.abort_job(target)
 
+    def _take_back(self, action: Action, seen: Seen) -> None:
+        target = action.target or ""
+        try:
+            self._committer.pivot(target, self._layers(action))
+        except (CommitFailed, LibvirtFailed) as error:
+            disk = next(disk for disk in seen.disks if disk.target == target)
+            raise DefinitionsDisagree(
+                vm=self._guest.name,
+                disk=target,
+                detail=f"its definition does not name the overlay it runs on, and merging that failed: {error}",
+                live=disk.live[0].path,
+                inactive=disk.inactive[0].path,
+            ) from error
+        self.notes.append(f"disk {target}: its definition did not name the overlay, which was merged into it")
 
-def _end_job(guest: Guest, target: str, operation: str, timeout: float) -> None:
-    with suppress(LibvirtFailed), guest.job_events(target) as events:
-        if guest.block_job(target) is None:
-            return
-        if operation == "pivot":
-            # It mirrors until somebody pivots. Aborting leaves chain and overlay whole.
-            guest.abort_job(target)
-        elif events.wait(timeout) is None:
-            raise VmBusy(vm=guest.name, detail=f"an earlier merge of disk {target} has not ended yet")
+    def _relieve(self, action: Action, _seen: Seen) -> None:
+        self._committer.pivot(action.target or "", self._layers(action))
+        self.notes.append(f"disk {action.target}: its overlay had no space left and was merged back")
 
+    def _resume(self, _action: Action, _seen: Seen) -> None:
+        self._guest.resume()
+        self.notes.append("the guest stood still for want of space beside an overlay; it runs again")
 
-def _place_layers(guest: Guest, journal: Journal) -> list[str]:
-    known = journal.layers(guest.uuid)
-    if not known:
-        return []
-    try:
-        used = used_paths(guest, {layer.target for layer in known})
-    except ChainBroken:
-        # What is used cannot be told, so nothing is put away. The survey refuses such a disk and says why.
-        return []
-    warnings = []
-    for layer in known:
-        in_use = any(same_file(layer.file.path, path) for path in used)
-        if layer.state is LayerState.MERGING:
-            with suppress(OSError):
-                journal.base_left(layer.vm, layer.target, modified(layer.base.file.path))
-        if in_use:
-            if layer.state in (LayerState.PLANNED, LayerState.MERGING):
-                journal.set_layers([layer.file.path], LayerState.CHAINED)
-        elif warning := _put_away(journal, layer):
-            warnings.append(warning)
-    return warnings
+    def _redefine(self, action: Action, seen: Seen) -> None:
+        chain = {file.path: file for disk in seen.disks for file in (*disk.live, *disk.inactive)}
+        path = action.paths[0]
+        top = chain.get(path)
+        layer = Layer(path, top.kind, top.format) if top else Layer(path, "file", "qcow2")
+        target = action.target or ""
+        intent = self._journal.begin("redefine", vm=self._guest.uuid, target=target, detail={"chain": action.paths})
+        self._guest.redefine(own_sources(self._guest.inactive_xml(secrets=True), {target: layer}))
+        self._journal.done(intent, "defined")
+        self.notes.append(f"disk {target}: the definition names {path} again, which holds what the VM wrote last")
 
+    # -- journal and files --------------------------------------------------------------------------
 
-def _put_away(journal: Journal, layer: OwnLayer) -> str | None:
-    """A layer that is in no chain: forget it, delete it, or leave it where it is and say so."""
-    path = layer.file.path
-    if not Path(path).exists():
-        journal.forget_layers([path])
-        return None
-    if layer.state in (LayerState.PLANNED, LayerState.MERGING):
-        left = overlay_file.remove(layer.file, layer.run)
-        if left is None:
-            journal.forget_layers([path])
-        return left
-    journal.orphan_layers([path])
-    return f"disk {layer.target} was started below {path}; what the VM wrote into that file since is only there"
+    def _adopt(self, action: Action, _seen: Seen) -> None:
+        for layer in self._layers(action):
+            alone = [own.target for own in self._journal.layers(layer.vm)].count(layer.target) == 1
+            if layer.state is LayerState.MERGING or alone:
+                with suppress(OSError):
+                    self._journal.base_left(layer.vm, layer.target, modified(layer.base.file.path))
+        self._journal.set_layers(action.paths, LayerState.CHAINED)
 
+    def _forget(self, action: Action, _seen: Seen) -> None:
+        self._journal.forget_layers(action.paths)
 
-def used_paths(guest: Guest, targets: Collection[str]) -> set[str]:
-    """Every file that the VM's definitions name, and the headers below the disks `targets`. Raises `ChainBroken`."""
-    domains = [parse_domain(guest.inactive_xml())]
-    if guest.is_active():
-        domains.append(parse_domain(guest.live_xml()))
-    disks = [disk for domain in domains for disk in domain.disks if disk.layers]
-    named = {layer.path for disk in disks for layer in disk.layers}
-    qcow2 = [disk for disk in disks if disk.target in targets and disk.top.format == "qcow2"]
-    return named | {layer.path for disk in qcow2 for layer in follow(disk.layers[:1])}
+    def _discard(self, action: Action, _seen: Seen) -> None:
+        for layer in self._layers(action):
+            if layer.state is LayerState.MERGING:
+                with suppress(OSError):
+                    self._journal.base_left(layer.vm, layer.target, modified(layer.base.file.path))
+            if (why := self._trash.put(layer)) is not None:
+                self.notes.append(why)
+
+    def _orphan(self, action: Action, _seen: Seen) -> None:
+        self._journal.orphan_layers(action.paths)
+
+    def _sweep(self, action: Action, seen: Seen) -> None:
+        runs = {stray.path: stray.run for stray in seen.strays}
+        for path in action.paths:
+            if (why := overlay_file.remove(FileId(path, 0, 0), runs[path])) is not None:
+                self.notes.append(why)
+
+    def _close(self, action: Action, _seen: Seen) -> None:
+        if action.intent is not None:
+            self._journal.done(action.intent.id, "recovered")
+
+    def _layers(self, action: Action) -> list[OwnLayer]:
+        known = {layer.file.path: layer for layer in self._journal.layers(self._guest.uuid)}
+        return [known[path] for path in action.paths if Path(path).exists()]

@@ -10,14 +10,16 @@ from __future__ import annotations
 from raksha.config import Settings
 from raksha.errors import ChainUnexpected, DiskUnsupported, VmStarted
 from raksha.journal import Journal, LayerState
-from raksha.virt.libvirt import image, overlay_file
+from raksha.virt.libvirt import image
 from raksha.virt.libvirt.chain import ChainBroken, follow, header, modified, same_file
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
+from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.lineage import Lineage, tell_apart
 from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.recover import reconcile
+from raksha.virt.libvirt.trash import Trash
 
 
 class Release:
@@ -28,6 +30,7 @@ class Release:
         self._guest = guest
         self._journal = journal
         self._settings = settings
+        self._trash = Trash(guest, journal, settings)
 
     def __call__(self) -> list[str]:
         """What was done and what was left, a line each.
@@ -42,6 +45,8 @@ class Release:
             for disk in domain.disks:
                 if disk.layers and disk.top.format == "qcow2":
                     done += self._release(disk, active=active)
+        done += Fence(self._journal, self._settings).lift_all(self._guest.uuid)
+        done += self._trash.empty(everything=True)
         return done or ["nothing to release"]
 
     def _release(self, disk: Disk, *, active: bool) -> list[str]:
@@ -76,11 +81,12 @@ class Release:
         intent = self._journal.begin("offline commit", vm=self._guest.uuid, target=disk.target, detail=detail)
         self._journal.set_layers(paths, LayerState.MERGING)
         # The base as the chain itself spells it: qemu-img looks it up by that name.
-        image.commit(paths[0], image.chain(paths[0])[len(paths)].path, self._settings.commit_timeout)
+        with Fence(self._journal, self._settings).lifted(self._guest.uuid, disk.target):
+            image.commit(paths[0], image.chain(paths[0])[len(paths)].path, self._settings.commit_timeout)
         self._journal.base_left(self._guest.uuid, disk.target, modified(lineage.base.path))
         self._redefine(disk.target, lineage)
-        left = [overlay_file.remove(own.file, own.run) for own in lineage.own]
-        self._journal.forget_layers(own.file.path for own, why in zip(lineage.own, left, strict=True) if why is None)
+        self._journal.set_layers(paths, LayerState.MERGED)
+        left = [self._trash.put(own) for own in lineage.own]
         self._journal.done(intent, "merged")
         return [why for why in left if why is not None]
 
