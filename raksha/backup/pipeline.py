@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, gathered, with_gaps_as_zero
-from raksha.errors import Interrupted
+from raksha.errors import Interrupted, ObjectMissing
 from raksha.progress import Progress
 from raksha.states import ReadMode, Reason
 from raksha.types import ExtentKind, Geometry
@@ -309,12 +309,18 @@ class DiskPipeline:
             self._to.store.put(row.name, body)
             return row
 
-        row, new = self._to.dedupe.stored_once(digest, store)
+        row, new = self._to.dedupe.stored_once(digest, store, self._is_there)
         sent = row.stored if new else 0
         self._to.progress.advance(0, sent)
         # what waits for its turn to go into the map must not hold the data
         kept = [Cell(cell.first, cell.count, cell.hash) for cell in pack.cells]
         return Stored(kept, row, sent)
+
+    def _is_there(self, row: SegmentRow) -> bool:
+        try:
+            return self._to.store.head(row.name).size == row.stored
+        except ObjectMissing:
+            return False
 
     def _codec(self) -> Codec:
         codec: Codec | None = getattr(self._local, "codec", None)

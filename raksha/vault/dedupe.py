@@ -4,8 +4,9 @@ An index from a segment's digest to where it is stored, filled from maps that ar
 the run itself has stored. It lives in a temporary SQLite file: memory stays the same for a disk of any size.
 
 Promises: of several threads that meet the same new segment at once, one stores it and the others wait for the outcome
-(a claim writes no name twice); a digest is answered only after its object was stored or was in a pinned map.
-Does not look into the vault: pinning is what keeps the answers true.
+(a claim writes no name twice); a digest is answered only after its object was stored, or was in a pinned map and has
+been seen in the vault: a segment that was lost is stored again. Pinning keeps the answers true from then on.
+Not promised: that a segment which is there is undamaged. Only `verify --data` can tell.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from raksha.vault.map import MapReader
 from raksha.vault.segment import SegmentRow
 
 _CACHE_KIB = 8192
-_TABLE = "CREATE TABLE segment (digest BLOB PRIMARY KEY, claim TEXT, stored INTEGER, lengths BLOB) WITHOUT ROWID"
+_TABLE = """CREATE TABLE segment
+    (digest BLOB PRIMARY KEY, claim TEXT, stored INTEGER, lengths BLOB, seen INTEGER) WITHOUT ROWID"""
+#: what was seen wins over what a map says, and never the other way round
+_SEEN = "INSERT OR REPLACE INTO segment VALUES (?, ?, ?, ?, 1)"
+_NAMED = "INSERT OR IGNORE INTO segment VALUES (?, ?, ?, ?, 0)"
 
 
 class DedupeIndex:
@@ -50,39 +55,45 @@ class DedupeIndex:
             self._pinned.add(name)
             self._db.execute("BEGIN")
             for row in reader.segments():
-                self._add(row)
+                self._add(row, seen=False)
             self._db.execute("COMMIT")
 
-    def stored_once(self, digest: bytes, store: Callable[[], SegmentRow]) -> tuple[SegmentRow, bool]:
+    def stored_once(
+        self, digest: bytes, store: Callable[[], SegmentRow], is_there: Callable[[SegmentRow], bool]
+    ) -> tuple[SegmentRow, bool]:
         """The segment with this digest, stored by `store` if nobody has it yet; and whether it was.
 
-        Errors of `store` pass through; the next thread that waits for the same digest then tries itself.
+        `is_there` is asked once for each pinned segment. Errors of both pass through; the next thread that waits for
+        the same digest then tries itself.
         """
         with self._lock:
             while digest in self._storing:
                 self._lock.wait()
-            known = self._find(digest)
-            if known is not None:
+            known, seen = self._find(digest)
+            if known is not None and seen:
                 return known, False
             self._storing.add(digest)
         try:
-            row = store()
+            new = known is None or not is_there(known)
+            row = store() if known is None or new else known
             with self._lock:
-                self._add(row)
-            return row, True
+                self._add(row, seen=True)
+            return row, new
         finally:
             with self._lock:
                 self._storing.discard(digest)
                 self._lock.notify_all()
 
-    def _find(self, digest: bytes) -> SegmentRow | None:
-        row = self._db.execute("SELECT claim, stored, lengths FROM segment WHERE digest = ?", (digest,)).fetchone()
+    def _find(self, digest: bytes) -> tuple[SegmentRow | None, bool]:
+        """The row, and whether its object was seen in the vault."""
+        wanted = "SELECT claim, stored, lengths, seen FROM segment WHERE digest = ?"
+        row = self._db.execute(wanted, (digest,)).fetchone()
         if row is None:
-            return None
+            return None, False
         lengths = array("I")
         lengths.frombytes(row[2])
-        return SegmentRow(digest=digest, claim=row[0], stored=row[1], lengths=tuple(lengths))
+        return SegmentRow(digest=digest, claim=row[0], stored=row[1], lengths=tuple(lengths)), bool(row[3])
 
-    def _add(self, row: SegmentRow) -> None:
+    def _add(self, row: SegmentRow, *, seen: bool) -> None:
         values = (row.digest, row.claim, row.stored, array("I", row.lengths).tobytes())
-        self._db.execute("INSERT OR IGNORE INTO segment VALUES (?, ?, ?, ?)", values)
+        self._db.execute(_SEEN if seen else _NAMED, values)

@@ -96,6 +96,24 @@ def test_a_damaged_segment(story: Story, tmp_path: Path, damage: Callable[[Path]
     story.assert_all_hold()
 
 
+@pytest.mark.parametrize("damage", [cut, Path.unlink], ids=["cut", "missing"])
+def test_a_full_does_not_build_on_what_is_lost(story: Story, damage: Callable[[Path], None]) -> None:
+    """A full shares segments with older points only if they are there; so it makes the disk safe again."""
+    local, runs = story.local, list(story.truth)
+    whole = story.backup("--full").run
+    runs.append(whole)
+    damage(segment_of(local, whole))
+    assert local("verify", whole).code == DAMAGED
+    point = story.backup("--full")
+    assert_holds(local, point.run, story.into, story.guest, story.truth[point.run])
+    assert local("verify", point.run, "--data").code == 0
+    again = story.backup("--full")
+    assert again.disks()["vdb"]["volume"]["sent"] < 500 * KIB, "what is there is still not sent again"
+    local.good("delete", *runs)
+    story.forget(*runs)
+    story.assert_all_hold()
+
+
 def segment_of(local: Local, run: str) -> Path:
     """A segment with data that this run has stored itself: the largest of its claim."""
     mine = [path for path in local.segments() if path.name.endswith(f"-{run}.1")]
