@@ -17,11 +17,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raksha.errors import BadArgument, TargetExists, TargetUnusable
+from raksha.errors import BadArgument, TargetExists, TargetUnusable, VmNotFound
 from raksha.restore.base import Base
 from raksha.restore.context import Context
 from raksha.restore.disk import DiskResult, restore_disks
 from raksha.restore.image_base import ImageBase
+from raksha.restore.leftovers import clear
 from raksha.restore.machine import Format, MachineOrder, Placement, disk_jobs, restore_machine
 from raksha.restore.source import DiskSource
 from raksha.vault.metadata import BackupMetadata, VMMetadata
@@ -77,7 +78,7 @@ def restore(
     _check(order, [source.disk for source in sources])
     with ExitStack() as stack:
         placements = [
-            _place(order, vm, source, metadata[source.disk], _base(order, source.disk, stack))
+            _place(order, vm, source, metadata[source.disk], _base(order, source.disk, stack), libvirt_uri)
             for source in sources
         ]
         if order.dry_run:
@@ -102,6 +103,8 @@ def _machine(
         files=machine.files,
         start=order.start,
     )
+    if wanted.nvram is not None and wanted.nvram_path is not None:
+        clear(wanted.nvram_path, lambda uuid: _is_defined(libvirt_uri, uuid))
     connection = Connection(libvirt_uri)
     try:
         made = restore_machine(connection, wanted, context)
@@ -140,7 +143,7 @@ def _base(order: RestoreOrder, disk: str, stack: ExitStack) -> Base | None:
 
 
 def _place(
-    order: RestoreOrder, vm: str, source: DiskSource, metadata: BackupMetadata, base: Base | None
+    order: RestoreOrder, vm: str, source: DiskSource, metadata: BackupMetadata, base: Base | None, libvirt_uri: str
 ) -> Placement:
     had = Format.RAW if metadata.facts.get("format") == "raw" else Format.QCOW2
     form = order.format or (Format.QCOW2 if source.disk in order.thin else had)
@@ -160,9 +163,20 @@ def _place(
         if not order.into.is_dir():
             raise TargetUnusable(target=order.into, detail="it is no directory")
         path = order.into.absolute() / f"{order.new_name or _stem(vm)}-{source.disk}.{form}"
+    if not order.dry_run:
+        clear(path, lambda uuid: _is_defined(libvirt_uri, uuid))
     if path.exists():
         raise TargetExists(target=path)
     return Placement(source, path, form, base=base)
+
+
+def _is_defined(libvirt_uri: str, uuid: str) -> bool:
+    with Connection(libvirt_uri) as connection:
+        try:
+            connection.guest(uuid)
+        except VmNotFound:
+            return False
+    return True
 
 
 def _stem(name: str) -> str:

@@ -97,6 +97,9 @@ class BlockDevice:
         self.spoiled = False
         self.discard()
 
+    def settle(self) -> None:
+        """A device has no name that it could have too early."""
+
     def discard(self) -> None:
         """Let the device go, as it is."""
         if self._fd >= 0:

@@ -55,8 +55,8 @@ def restore_disk(source: DiskSource, target: Target, context: Context) -> DiskRe
     return restore_disks([DiskJob(source, target)], context)[0]
 
 
-def restore_disks(jobs: Sequence[DiskJob], context: Context) -> list[DiskResult]:
-    """All disks or none.
+def restore_disks(jobs: Sequence[DiskJob], context: Context, *, settle: bool = True) -> list[DiskResult]:
+    """All disks or none. Without `settle` they are part of something larger, and the caller settles the targets.
 
     Raises `DiskLost` naming the object that is missing or damaged, `TargetExists`, `TargetUnusable`,
     `NoSpaceForRestore`, `TargetFailed`, `Interrupted`, and what the store raises; `DeviceHalfWritten` instead of any of
@@ -71,6 +71,9 @@ def restore_disks(jobs: Sequence[DiskJob], context: Context) -> list[DiskResult]
         results = [_write(job, plan, context) for job, plan in zip(jobs, plans, strict=True)]
         for job in jobs:
             job.target.finish()
+        if settle:
+            for job in jobs:
+                job.target.settle()
         return results
 
 

@@ -29,6 +29,7 @@ from raksha.errors import TargetExists, TargetFailed, TargetUnusable
 from raksha.restore.context import Context
 from raksha.restore.disk import losing
 from raksha.restore.files import require_space, sync, writing
+from raksha.restore.leftovers import clear, own
 from raksha.restore.segments import cluster_hashes, get_segment
 from raksha.restore.source import DiskSource
 from raksha.types import ResourceKey
@@ -215,13 +216,17 @@ def _require_new(directory: Path) -> None:
 @contextmanager
 def _staging(directory: Path) -> Iterator[Path]:
     """A hidden directory beside the target. It is gone at the end, or has become the target."""
+    clear(directory, lambda _: True)
     staging = directory.parent / f".raksha-{secrets.token_hex(4)}.part"
     with writing(directory), crash.around("export.create"):
         staging.mkdir(mode=0o700)
+        descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        own(descriptor)
         yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        os.close(descriptor)
 
 
 def _publish(staging: Path, directory: Path) -> None:

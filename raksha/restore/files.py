@@ -1,8 +1,8 @@
 """Writing files that appear whole or not at all, and the space for them.
 
 A file is written under a hidden name beside its place (`.raksha-XXXXXXXX.part`, mode 0600, owned like its directory
-where that is ours to do) and gets its own name at the end, without ever replacing anything. A process that is killed
-leaves the hidden file only.
+where that is ours to do) and gets its own name at the end, without ever replacing anything. What a process that is
+killed leaves, the next one can tell (`leftovers`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from raksha import crash
 from raksha.errors import NoSpaceForRestore, TargetExists, TargetFailed, TargetUnusable
+from raksha.restore import leftovers
 
 #: buffers in one call; Linux takes 1024
 _VECTOR = 512
@@ -24,33 +25,51 @@ _VECTOR = 512
 class PartFile:
     """An open file that is not there yet."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises `TargetExists`, `TargetUnusable`."""
+    def __init__(self, path: Path, vm: str = "") -> None:
+        """`vm`: UUID of the VM that it is for, if there is one. Raises `TargetExists`, `TargetUnusable`."""
         if os.path.lexists(path):
             raise TargetExists(target=path)
         self.path = path
-        self.part = path.parent / f".raksha-{secrets.token_hex(4)}.part"
+        self._vm = vm
+        self._create()
+        self._open = True
+        self._published = False
+
+    def _create(self) -> None:
+        self.part = self.path.parent / f".raksha-{secrets.token_hex(4)}.part"
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             with crash.around("restore.create"):
                 self.fd = os.open(self.part, flags, 0o600)
         except OSError as error:
-            raise TargetUnusable(target=path, detail=_reason(error, path)) from error
-        self._open = True
-        self._published = False
+            raise TargetUnusable(target=self.path, detail=_reason(error, self.path)) from error
+        if not leftovers.own(self.fd):
+            os.close(self.fd)
+            self._create()
 
     def publish(self) -> None:
-        """Make it durable and give it its name. Raises `TargetExists` if something took the name meanwhile."""
+        """Make it durable and give it its name. Raises `TargetExists` if something took the name meanwhile.
+
+        Until `settle` it counts as part of a restore that is not done.
+        """
         with writing(self.path):
             if os.geteuid() == 0:
                 # a directory that somebody else owns is for a VM that somebody else runs
                 owner = self.path.parent.stat()
                 os.fchown(self.fd, owner.st_uid, owner.st_gid)
+            leftovers.mark(self.fd, self._vm)
             os.fsync(self.fd)
-        self.close()
         rename_new(self.part, self.path)
         self._published = True
         sync(self.path.parent)
+
+    def settle(self) -> None:
+        """The restore that it belongs to is done."""
+        if self._open:
+            with crash.around("restore.settle"), writing(self.path):
+                leftovers.unmark(self.fd)
+                os.fsync(self.fd)
+        self.close()
 
     def truncate(self, size: int) -> None:
         """Make it `size` bytes long, with a hole where nothing was written."""

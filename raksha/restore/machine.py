@@ -28,12 +28,13 @@ from raksha.restore.base import Base
 from raksha.restore.context import Context
 from raksha.restore.device import BlockDevice
 from raksha.restore.disk import DiskJob, DiskResult, restore_disks
+from raksha.restore.files import PartFile
 from raksha.restore.source import DiskSource
 from raksha.restore.targets import Qcow2File, RawFile
 from raksha.restore.thin import ThinJob, ThinResult, thin_job
 from raksha.restore.tpm import put_tpm_state, tpm_directory
 from raksha.virt.libvirt.connection import Connection, Guest
-from raksha.virt.libvirt.define import NewDisk, PlannedDomain, check_name, define, plan_domain, write_nvram
+from raksha.virt.libvirt.define import NewDisk, PlannedDomain, check_name, define, plan_domain
 
 _NAME = re.compile(r"[^/\x00-\x1f]{1,200}")
 #: name under which a capture stores the state of an emulated TPM
@@ -129,15 +130,19 @@ def restore_machine(connection: Connection, order: MachineOrder, context: Contex
     check_name(connection, order.name)
     plan = _plan(order)
     with ExitStack() as stack:
-        jobs, thin = disk_jobs(order.disks, context, stack)
-        results = restore_disks(jobs, context)
+        jobs, thin = disk_jobs(order.disks, context, stack, plan.uuid)
+        results = restore_disks(jobs, context, settle=False)
         with ExitStack() as undo:
             for job in jobs:
                 undo.callback(job.target.discard)
-            _put_files(connection.uri, order, plan, undo)
+            nvram = _put_files(connection.uri, order, plan, undo)
             context.check()
             guest = define(connection, plan)
             undo.pop_all()
+        for job in jobs:
+            job.target.settle()
+        for file in nvram:
+            file.settle()
         compared = {each.disk: thin[each.disk].result(each) for each in results if each.disk in thin}
     started, start_error = _start(guest) if order.start else (False, None)
     return RestoredMachine(order.name, plan.uuid, results, compared, plan.warnings, started, start_error)
@@ -154,34 +159,42 @@ def _plan(order: MachineOrder) -> PlannedDomain:
 
 
 def disk_jobs(
-    disks: Sequence[Placement], context: Context, stack: ExitStack
+    disks: Sequence[Placement], context: Context, stack: ExitStack, vm: str = ""
 ) -> tuple[list[DiskJob], dict[str, ThinJob]]:
-    """What `restore_disks` is to do, valid until `stack` ends; and by disk, what compares with a base."""
-    thin = {each.source.disk: _thin(each, each.base, context, stack) for each in disks if each.base}
-    return [thin[each.source.disk].job if each.base else _job(each) for each in disks], thin
+    """What `restore_disks` is to do, valid until `stack` ends; and by disk, what compares with a base.
+
+    `vm`: UUID of the new VM, if there is to be one.
+    """
+    thin = {each.source.disk: _thin(each, each.base, context, stack, vm) for each in disks if each.base}
+    return [thin[each.source.disk].job if each.base else _job(each, vm) for each in disks], thin
 
 
-def _job(each: Placement) -> DiskJob:
+def _job(each: Placement, vm: str) -> DiskJob:
     if each.device:
         return DiskJob(each.source, BlockDevice(each.path))
-    return DiskJob(each.source, RawFile(each.path) if each.format is Format.RAW else Qcow2File(each.path))
+    raw = each.format is Format.RAW
+    return DiskJob(each.source, RawFile(each.path, vm) if raw else Qcow2File(each.path, vm=vm))
 
 
-def _thin(each: Placement, base: Base, context: Context, stack: ExitStack) -> ThinJob:
-    return stack.enter_context(thin_job(each.source, each.path, base, context))
+def _thin(each: Placement, base: Base, context: Context, stack: ExitStack, vm: str) -> ThinJob:
+    return stack.enter_context(thin_job(each.source, each.path, base, context, vm))
 
 
-def _put_files(uri: str, order: MachineOrder, plan: PlannedDomain, undo: ExitStack) -> None:
-    """What a VM has besides disks; `undo` takes it back."""
+def _put_files(uri: str, order: MachineOrder, plan: PlannedDomain, undo: ExitStack) -> list[PartFile]:
+    """What a VM has besides disks; `undo` takes it back. Returns what is to be settled when the VM is there."""
+    made = []
     if order.nvram is not None and order.nvram_path is not None:
-        with crash.around("restore.nvram"):
-            write_nvram(order.nvram_path, order.nvram)
-        undo.callback(order.nvram_path.unlink, missing_ok=True)
+        nvram = PartFile(order.nvram_path, plan.uuid)
+        undo.callback(nvram.discard)
+        nvram.write([order.nvram], 0)
+        nvram.publish()
+        made.append(nvram)
     if _TPM_STATE in order.files:
         directory = tpm_directory(uri, plan.uuid)
         undo.callback(shutil.rmtree, directory, ignore_errors=True)
         with crash.around("restore.tpm"):
             put_tpm_state(order.files[_TPM_STATE], directory)
+    return made
 
 
 def _start(guest: Guest) -> tuple[bool, str | None]:

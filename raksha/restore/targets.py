@@ -6,6 +6,7 @@ The life of a target::
     target.prepare(pages, context)          # tables, zeroes
     target.write(cluster, data) ...         # any thread, any order, each data cluster once
     target.finish()                         # durable; a file gets its name
+    target.settle()                         # the restore is done: it is no leftover any more
     target.discard()                        # instead of that, or after it: nothing of a file is left
 
 A file holds holes where the disk has no data. A device had content before, so its zeroes are written.
@@ -52,6 +53,9 @@ class Target(Sink, Protocol):
     def finish(self) -> None:
         """Raises `TargetFailed`, `TargetExists` if something took the name meanwhile."""
 
+    def settle(self) -> None:
+        """Raises `TargetFailed`."""
+
     def discard(self) -> None:
         """May be called in every state, and twice."""
 
@@ -68,13 +72,14 @@ class RawFile:
     spoiled = False
     overhead: int | None = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vm: str = "") -> None:
         self.path = path
+        self._vm = vm
         self._geometry = Geometry(0)
         self._file: PartFile | None = None
 
     def claim(self) -> None:
-        self._file = PartFile(self.path)
+        self._file = PartFile(self.path, self._vm)
 
     def prepare(self, pages: Pages, context: Context) -> None:
         assert self._file is not None
@@ -91,6 +96,10 @@ class RawFile:
         assert self._file is not None
         self._file.publish()
 
+    def settle(self) -> None:
+        assert self._file is not None
+        self._file.settle()
+
     def discard(self) -> None:
         if self._file is not None:
             self._file.discard()
@@ -106,8 +115,9 @@ class Qcow2File:
     #: its entry in an L2 table, and its refcount
     overhead: int | None = 8 + 2
 
-    def __init__(self, path: Path, backing: Backing | None = None) -> None:
+    def __init__(self, path: Path, backing: Backing | None = None, vm: str = "") -> None:
         self.path = path
+        self._vm = vm
         self._backing = backing
         self._geometry = Geometry(0)
         #: where the L2 table of each page is in the file; the tables tell where clusters go
@@ -115,7 +125,7 @@ class Qcow2File:
         self._file: PartFile | None = None
 
     def claim(self) -> None:
-        self._file = PartFile(self.path)
+        self._file = PartFile(self.path, self._vm)
 
     def prepare(self, pages: Pages, context: Context) -> None:
         assert self._file is not None
@@ -159,6 +169,10 @@ class Qcow2File:
     def finish(self) -> None:
         assert self._file is not None
         self._file.publish()
+
+    def settle(self) -> None:
+        assert self._file is not None
+        self._file.settle()
 
     def discard(self) -> None:
         if self._file is not None:

@@ -73,7 +73,7 @@ class ThinJob:
 
 
 @contextmanager
-def thin_job(source: DiskSource, target: Path, base: Base, context: Context) -> Iterator[ThinJob]:
+def thin_job(source: DiskSource, target: Path, base: Base, context: Context, vm: str = "") -> Iterator[ThinJob]:
     """Compare; then `job` may be given to `restore_disks`.
 
     Raises `TargetExists`, `DiskLost`, `DiskReadFailed`, `Interrupted`.
@@ -84,7 +84,7 @@ def thin_job(source: DiskSource, target: Path, base: Base, context: Context) -> 
     with ExitStack() as stack:
         with losing(source):
             difference = stack.enter_context(_Difference(source, base, context))
-        image = Qcow2File(target, Backing(str(base.path.absolute()), base.format))
+        image = Qcow2File(target, Backing(str(base.path.absolute()), base.format), vm)
         yield ThinJob(DiskJob(source, image, difference), base.path, difference)
 
 

@@ -13,11 +13,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from lxml import etree
 
-from raksha.errors import MetadataInvalid, TargetExists, TargetUnusable, VmNotFound
+from raksha.errors import MetadataInvalid, TargetExists, VmNotFound
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import parse_xml
 from raksha.virt.libvirt.own_source import put_on
@@ -190,23 +189,3 @@ def check_name(connection: Connection, name: str) -> None:
     with suppress(VmNotFound):
         connection.guest(name)
         raise TargetExists(target=f"VM {name}")
-
-
-def write_nvram(path: Path, content: bytes) -> None:
-    """Put UEFI variables where a new VM will have them, owned like their directory.
-
-    Raises `TargetExists`, `TargetUnusable`.
-    """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError as error:
-        raise TargetExists(target=path) from error
-    except OSError as error:
-        raise TargetUnusable(target=path, detail=error.strerror) from error
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
-        if os.geteuid() == 0:
-            owner = path.parent.stat()
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
