@@ -34,6 +34,8 @@ class Settings:
     libvirt_uri: str
     #: journal, locks, sockets and spool files; must survive a reboot
     state_dir: Path
+    #: `overlay`, `pull`, or `auto`: the right one for each VM (raksha/virt/libvirt/engines.py)
+    engine: str = "auto"
     #: where overlays are made; None: beside the disk they grow on, or `state_dir/overlays` for block devices
     overlay_dir: Path | None = None
     #: where QEMU puts scratch files and sockets of the engine `pull` during a backup; None: `state_dir/scratch`
@@ -64,6 +66,7 @@ class Settings:
 _OPTIONS = [
     cfg.StrOpt("libvirt_uri", help="Connection to the hypervisor."),
     cfg.StrOpt("state_dir", help="Directory of the journal, locks, sockets and spool files."),
+    cfg.StrOpt("engine", choices=["auto", "overlay", "pull"], help="How VMs are captured."),
     cfg.StrOpt("overlay_dir", help="Directory of overlays; unset: beside the disk they grow on."),
     cfg.StrOpt("scratch_dir", help="Directory of scratch files and sockets during a backup by the engine pull."),
     cfg.IntOpt("workers", min=1, max=64, help="Threads that read, hash, compress and send."),

@@ -34,8 +34,8 @@ from raksha.vault.commit import delete_unreadable, open_catalog_for_writing, pla
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
+from raksha.virt.libvirt.engines import LibvirtEngines
 from raksha.virt.libvirt.listing import VmEntry, list_vms
-from raksha.virt.libvirt.overlay import OverlayEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,10 +179,10 @@ class LocalHost:
     # -- parts ------------------------------------------------------------------------------------
 
     @contextmanager
-    def _engine(self) -> Iterator[tuple[Journal, OverlayEngine]]:
+    def _engine(self) -> Iterator[tuple[Journal, LibvirtEngines]]:
         with (
             closing(Journal(self.settings.state_dir)) as journal,
-            closing(OverlayEngine(self.settings, journal)) as engine,
+            closing(LibvirtEngines(self.settings, journal)) as engine,
         ):
             yield journal, engine
 

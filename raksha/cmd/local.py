@@ -86,6 +86,7 @@ def _add_writing(commands: Any) -> None:
                         help="leave a disk out (repeatable)")  # fmt: skip
     parser.add_argument("--quiesce", type=Quiesce, choices=list(Quiesce), default=Quiesce.AUTO, metavar="WHEN",
                         help="freeze the file systems through the guest agent: auto, require or never")  # fmt: skip
+    parser.add_argument("--engine", choices=["auto", "overlay", "pull"], help="how to capture; default: auto")
     parser.add_argument("--overlay-dir", metavar="DIR", type=Path, help="default: beside the disk")
     parser.add_argument("--take-over", action="store_true", help="become the writer of a vault that another host wrote")
 
@@ -160,6 +161,7 @@ def _host(options: argparse.Namespace, output: Output, cancel: threading.Event) 
         state_dir=options.state_dir,
         workers=options.workers,
         overlay_dir=getattr(options, "overlay_dir", None),
+        engine=getattr(options, "engine", None),
     )
     return LocalHost(settings, output, cancel)
 

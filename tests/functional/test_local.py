@@ -76,3 +76,23 @@ def test_a_restored_vm_boots_and_finds_its_records(bed: Bed, local: Local, tmp_p
         if again.isActive():
             again.destroy()
         again.undefine()
+
+
+def test_the_engine_may_change_from_run_to_run_without_losing_the_chain(bed: Bed, tmp_path: Path) -> None:
+    local = Local(bed.uri, bed.directory / "state", f"file://{tmp_path}/vault")  # QEMU must reach its scratch files
+    vm = bed.machine([bed.qcow2("a"), bed.raw("b")], pause=0)
+    vm.boot()
+    points = []
+    for engine in ("pull", "pull", "overlay", "overlay", "pull", "pull"):
+        acknowledged = vm.wait_for_records(20)
+        answer = local.good("backup", vm.name, "--engine", engine, "--quiesce", "never")
+        assert answer.json["run"]["vms"][0]["engine"] == engine
+        points.append((answer.run, acknowledged, {name: disk["mode"] for name, disk in answer.disks().items()}))
+    assert [modes["vda"] for _, _, modes in points] == ["full", "delta", "compare", "delta", "compare", "delta"]
+    assert [modes["vdb"] for _, _, modes in points] == ["full", "compare", "compare", "delta", "compare", "compare"]
+    for run, acknowledged, _ in points:
+        check_records([(path, "raw") for path in restored(local, run, tmp_path / "out", vm.name)], acknowledged)
+    released = local.good("release", vm.name).json["released"][vm.name]
+    assert released
+    assert not [path.name for path in bed.directory.iterdir() if ".raksha" in path.name]
+    vm.wait_for_records(5)

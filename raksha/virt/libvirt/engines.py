@@ -1,0 +1,54 @@
+"""Which engine captures which VM.
+
+`auto`: `overlay` for VMs that only libvirt manages, `pull` for those that Nova manages (it rebuilds the definition from
+its own records, and would start the disks below an overlay). Either may be asked for by name; `overlay` refuses what
+it cannot protect. A job may change its engine from run to run: each disk copy builds on what its tracker counts from.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from raksha.config import Settings
+from raksha.journal import Journal
+from raksha.virt.capture import CaptureEngine, CaptureRequest, Prepared, VmIdentity
+from raksha.virt.libvirt.connection import Connection
+from raksha.virt.libvirt.domain_xml import parse_domain
+from raksha.virt.libvirt.overlay import OverlayEngine
+from raksha.virt.libvirt.pull import PullEngine
+
+
+class LibvirtEngines:
+    """Fulfils `CaptureEngine` with the engine that the settings ask for, or the right one for each VM."""
+
+    def __init__(self, settings: Settings, journal: Journal) -> None:
+        self.name = settings.engine
+        with ExitStack() as stack:
+            self._overlay = OverlayEngine(settings, journal)
+            stack.callback(self._overlay.close)
+            self._pull = PullEngine(settings, journal)
+            stack.callback(self._pull.close)
+            self._stack = stack.pop_all()
+
+    @property
+    def connection(self) -> Connection:
+        return self._overlay.connection
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def identify(self, vm: str) -> VmIdentity:
+        return self._overlay.identify(vm)
+
+    def prepare(self, request: CaptureRequest) -> Prepared:
+        return self._engine(request.vm).prepare(request)
+
+    def release(self, vm: str) -> list[str]:
+        """What either engine left. The overlays first: a bitmap may lie in one of them."""
+        return [*self._overlay.release(vm), *self._pull.release(vm)]
+
+    def _engine(self, vm: str) -> CaptureEngine:
+        if self.name == "auto":
+            definition = parse_domain(self.connection.guest(vm).inactive_xml())
+            return self._pull if definition.nova else self._overlay
+        return self._pull if self.name == "pull" else self._overlay
