@@ -46,6 +46,8 @@ class Reason(StrEnum):
     BITMAP_LOST = "bitmap_lost"
     #: QEMU was killed while the bitmap recorded, so it may not hold everything
     BITMAP_INCONSISTENT = "bitmap_inconsistent"
+    #: other images lie below the one that holds the bitmap
+    BACKING_CHANGED = "backing_chain_changed"
 
 
 class Quiesce(StrEnum):

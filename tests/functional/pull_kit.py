@@ -1,8 +1,10 @@
-"""What the tests of the engine `pull` share: the overlay engine's kit with the other engine, and ways to look inside."""
+"""What the tests of the engine `pull` share: the overlay engine's kit with the other engine, and looks inside."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,7 @@ class PullKit(Kit):
     def assert_nothing_left(self, machine: Machine) -> None:
         """What must be true between any two runs, however the last one ended."""
         assert machine.domain.listAllCheckpoints() == [], "libvirt knows a checkpoint: Nova could not delete the server"
-        assert machine.domain.jobInfo()[0] == 0 or not machine.running, "a backup job is left"
+        assert not machine.running or machine.domain.jobInfo()[0] == 0, "a backup job is left"
         scratch = self.settings.state_dir / "scratch"
         assert not scratch.exists() or list(scratch.iterdir()) == [], "scratch files or sockets are left"
         assert self.journal.open_intents(machine.uuid) == []
@@ -60,14 +62,20 @@ def pull_kit_on(bed: Bed, **changes: object) -> Iterator[PullKit]:
 
 
 def bitmaps(machine: Machine) -> dict[str, list[str]]:
-    """Names of the bitmaps of a running VM that QEMU keeps, by file name of the layer; those without any are left out."""
+    """Names of the bitmaps that a running QEMU keeps, by file name of the layer; files without any are left out."""
     answer = libvirt_qemu.qemuMonitorCommand(machine.domain, '{"execute": "query-named-block-nodes"}', 0)
     found = {}
     for node in json.loads(answer)["return"]:
         names = sorted(each["name"] for each in node.get("dirty-bitmaps", []) if each.get("persistent"))
         if names:
-            found[Path(node["image"]["filename"]).name] = names
+            found[_file_of(node["image"]["filename"])] = names
     return found
+
+
+def _file_of(name: str) -> str:
+    if name.startswith("json:"):
+        name = json.loads(name.removeprefix("json:"))["file"]["filename"]
+    return Path(name).name
 
 
 def lying(path: Path) -> dict[str, frozenset[str]]:
@@ -76,10 +84,9 @@ def lying(path: Path) -> dict[str, frozenset[str]]:
 
 
 def kill_qemu(guest: Guest) -> None:
-    """kill -9, and wait until libvirt has noticed."""
-    import os
-    import signal
-
+    """kill -9, and wait until libvirt has noticed. What the guest wrote it had flushed."""
+    for target in guest.model:
+        guest._io(target, "flush")
     name = guest.machine.name
     pid = int(next(guest.bed.host.directory.rglob(f"{name}.pid")).read_text())
     os.kill(pid, signal.SIGKILL)

@@ -177,9 +177,14 @@ class PullPrepared:
         checkpoints = [bitmap_name(run), *asked]
         detail = {"directory": str(place.directory), "checkpoints": checkpoints}
         intent = self._journal.begin(PULL, run=run, vm=vm, detail=detail)
+        try:
+            pull_place.make(self.vm_name, place, self._guest.live_xml(), [disk.disk.top for disk in self._survey.disks])
+        except BaseException:
+            # What stands there is not ours to remove.
+            self._journal.done(intent, "no place")
+            raise
         session = self._session = Session(self._connection, self._guest, self._journal, intent, place)
         session.checkpoints.update(checkpoints)
-        pull_place.make(self.vm_name, place, self._guest.live_xml(), [disk.disk.top for disk in self._survey.disks])
         found = self._look_up(asked)
         for disk in self._survey.disks:
             self._decide(disk, found.get(disk.target))

@@ -78,7 +78,7 @@ def decide(
     if bitmap is None:
         return Decision(ReadMode.COMPARE, Reason.TRACKER_OTHER_RUN)
     if bitmap.below != below:
-        return Decision(ReadMode.COMPARE, Reason.BASE_WRITTEN)
+        return Decision(ReadMode.COMPARE, Reason.BACKING_CHANGED)
     if found is not Found.WHOLE:
         reason = Reason.BITMAP_INCONSISTENT if found is Found.INCONSISTENT else Reason.BITMAP_LOST
         return Decision(ReadMode.COMPARE, reason)
