@@ -4,7 +4,8 @@ What is alive is found without listings: every commit took the next number, so `
 were, and each is asked for by name. A listing only proposes what to delete; one that lags leaves garbage for later.
 
 Promises: nothing that a restore point needs is deleted; if any map of any point is missing or damaged, nothing is
-deleted at all; what does not have a name of ours is left alone. Interrupting it at any time is harmless.
+deleted at all; what does not have a name of ours is left alone. Interrupting it at any time is harmless. A `Backup`
+that an interrupted consolidation left ahead of its map is set back to it.
 Relies on: nobody else stores into this vault meanwhile. The caller holds the writer's lock.
 """
 
@@ -15,12 +16,14 @@ import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
-from raksha.errors import ObjectCorrupt, ObjectMissing
+from raksha.errors import Damaged, ObjectCorrupt, ObjectMissing
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.commit import assert_writer, last_number
+from raksha.vault.map import MapReader
 from raksha.vault.metadata import EpochDocument, RunDocument, decode
 from raksha.vault.store import BACKUPS, SEGMENTS
 
@@ -58,7 +61,7 @@ def collect(catalog: Catalog, *, dry_run: bool = False, without: Collection[str]
         copies: set[ResourceKey] = set()
         for run in live_runs(catalog):
             if run.backupjobrun not in without:
-                needed = ((name,) for name in _needed(catalog, run, copies))
+                needed = ((name,) for name in _needed(catalog, run, copies, mend=not dry_run))
                 alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", needed)
         kept = alive.execute("SELECT count(*) FROM alive").fetchone()[0]
         deleted = _delete(catalog, _garbage(catalog, alive, without), dry_run)
@@ -77,8 +80,11 @@ def live_runs(catalog: Catalog) -> Iterator[RunDocument]:
             yield run
 
 
-def _needed(catalog: Catalog, run: RunDocument, copies: set[ResourceKey]) -> Iterator[str]:
-    """Every object that `run` is made of and builds on; of disk copies only those that are not yet in `copies`."""
+def _needed(catalog: Catalog, run: RunDocument, copies: set[ResourceKey], *, mend: bool) -> Iterator[str]:
+    """Every object that `run` is made of and builds on; of disk copies only those that are not yet in `copies`.
+
+    With `mend`, what a consolidation that was cut off left is taken back.
+    """
     yield names.run(run.backupjob, run.backupjobrun)
     for vm in run.vms:
         yield names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
@@ -91,8 +97,23 @@ def _needed(catalog: Catalog, run: RunDocument, copies: set[ResourceKey]) -> Ite
             yield names.metadata(key)
             yield names.image(key)
             yield names.map_object(key, metadata.map.digest)
-            yield from catalog.reader(metadata).object_names()
+            reader = catalog.reader(metadata)
+            yield from reader.object_names()
+            if mend:
+                _mend(catalog, names.image(key), reader)
             key = metadata.parent_key
+
+
+def _mend(catalog: Catalog, image: str, reader: MapReader) -> None:
+    """A `Backup` that is not made of what the map of its copy says would lose its parts as garbage: make it anew."""
+    wanted = list(islice(reader.parts(), catalog.store.manifest_limit))
+    try:
+        same = catalog.store.parts(image) == wanted
+    except Damaged:
+        same = False
+    if not same:
+        assert_writer(catalog)
+        catalog.store.put_manifest(image, wanted)
 
 
 def _garbage(catalog: Catalog, alive: sqlite3.Connection, without: Collection[str]) -> Iterator[str]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from raksha.agent.verify import verify_runs
 from raksha.errors import (
     Damaged,
     MetadataInvalid,
@@ -25,6 +28,7 @@ from raksha.errors import (
     VaultWriterOther,
 )
 from raksha.progress import Progress
+from raksha.restore.context import Context
 from raksha.states import BackupKind, ReadMode
 from raksha.types import CLUSTER_SIZE, Extent, ExtentKind, ResourceKey
 from raksha.vault import names
@@ -34,7 +38,7 @@ from raksha.vault.commit import delete_run, establish, last_number, open_catalog
 from raksha.vault.memory import MemoryStore
 from raksha.vault.metadata import Writer
 from raksha.vault.prune import remove_runs
-from raksha.vault.store import BACKUPS, SEGMENTS
+from raksha.vault.store import BACKUPS, SEGMENTS, Part
 from tests.unit.backup.disks import JOB, ME, VM, Bench, MemoryDisk, whole
 
 OTHER = Writer(kind="host", id="ffffffff-0000-4000-8000-000000000000", name="other")
@@ -162,6 +166,78 @@ def test_a_commit_that_fails_at_any_write_leaves_no_run_and_the_next_one_works(t
     collect(bench.catalog)
     for run, expected in points.items():
         assert bench.restored(run) == expected
+
+
+class Dying(MemoryStore):
+    """After so many changes there are no more."""
+
+    left = 10**9
+
+    def _change(self) -> None:
+        if self.left == 0:
+            raise Died
+        self.left -= 1
+
+    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+        self._change()
+        super().put(name, data, create_only=create_only)
+
+    def put_file(self, name: str, source: BinaryIO, size: int) -> None:
+        self._change()
+        super().put_file(name, source, size)
+
+    def put_manifest(self, name: str, parts: Sequence[Part]) -> None:
+        self._change()
+        super().put_manifest(name, parts)
+
+    def delete(self, name: str) -> None:
+        self._change()
+        super().delete(name)
+
+
+class Died(Exception):
+    """As a process that is killed."""
+
+
+def assert_whole(bench: Bench, points: Mapping[str, bytes], runs: Iterable[str]) -> None:
+    """These points are listed, nothing is wrong with them, and they restore."""
+    listed = bench.catalog.runs()
+    assert {run.backupjobrun for run in listed} == set(runs)
+    context = Context(bench.spool, 2, Progress(), bench.cancel)
+    assert verify_runs(bench.catalog, listed, context, data=True)[1] == []
+    for run in runs:
+        assert bench.restored(run) == points[run]
+
+
+@pytest.mark.parametrize("then", ["prune", "collect"])
+def test_a_prune_that_died_at_any_change_costs_nothing(tmp_path: Path, then: str) -> None:
+    """At once, after the same prune again, and after a collection that knows nothing of it."""
+    at = 0
+    while True:
+        store = Dying()
+        bench = Bench(tmp_path, store)
+        points = grow(bench, 4, clusters=20)
+        store.left = at
+        try:
+            remove_runs(bench.catalog, named(bench, "r1", "r2"), tmp_path, Progress())
+            collect(bench.catalog)
+        except Died:
+            pass
+        else:
+            break
+        finally:
+            store.left = 10**9
+        listed = [run.backupjobrun for run in bench.catalog.runs()]
+        assert set(listed) >= {"r3", "r4"}
+        assert_whole(bench, points, listed)
+        if then == "prune":
+            remove_runs(bench.catalog, [run for run in bench.catalog.runs() if run.number < 3], tmp_path, Progress())
+            listed = ["r3", "r4"]
+        collect(bench.catalog)
+        assert_whole(bench, points, listed)
+        assert collect(bench.catalog).deleted == 0
+        at += 1
+    assert at > 15
 
 
 def test_deleting_the_newest_run_leaves_the_others(tmp_path: Path) -> None:
