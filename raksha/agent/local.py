@@ -97,7 +97,7 @@ class LocalHost:
         self, catalog: Catalog, runs: Sequence[RunDocument], victims: Sequence[RunDocument], dry_run: bool
     ) -> Pruned:
         gone = {run.backupjobrun for run in victims}
-        removed = 0 if dry_run else remove_runs(catalog, victims, self._spool(), self.progress)
+        removed = 0 if dry_run else remove_runs(catalog, victims, self._spool(), self.progress, self.cancel)
         collected = collect(catalog, dry_run=dry_run, without=gone if dry_run else ())
         kept = tuple(run for run in runs if run.backupjobrun not in gone)
         return Pruned(tuple(victims), kept, Collected(deleted=collected.deleted + removed, kept=collected.kept))

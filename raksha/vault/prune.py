@@ -13,12 +13,14 @@ Not here: which points are unwanted (raksha.retention), and freeing space (`coll
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
+from raksha.errors import Interrupted
 from raksha.progress import Progress
 from raksha.states import BackupKind
 from raksha.vault import names
@@ -35,21 +37,30 @@ def remove_runs(
     victims: Sequence[RunDocument],
     spool_dir: Path,
     progress: Progress,
+    cancel: threading.Event | None = None,
 ) -> int:
     """Delete restore points; those that build on them come to stand alone first. Returns the number of objects.
 
-    Raises `Damaged` errors if a chain cannot be read: then nothing has been deleted.
+    Raises `Damaged` errors if a chain cannot be read: then nothing has been deleted. Raises `Interrupted` between two
+    points when `cancel` is set: every point is whole or gone.
     """
     gone = {run.backupjobrun for run in victims}
     for run in catalog.runs():
+        _check(cancel)
         if run.backupjobrun not in gone:
             _stand_alone(catalog, run, gone, spool_dir, progress)
     deleted = 0
     # newest first: an interruption never leaves a point whose parent is gone
     for run in sorted(victims, key=lambda run: run.number, reverse=True):
+        _check(cancel)
         deleted += delete_run(catalog, run)
         progress.step(f"deleted {run.backupjobrun}")
     return deleted
+
+
+def _check(cancel: threading.Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Interrupted()
 
 
 def _stand_alone(

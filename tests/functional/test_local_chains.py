@@ -163,6 +163,35 @@ def test_a_vault_that_fills_up_in_mid_run(bed: Bed, tmp_path: Path) -> None:
         story.assert_all_hold()
 
 
+@pytest.mark.system
+@pytest.mark.parametrize("size", [0, 48 * KIB, 96 * KIB])
+def test_a_state_directory_that_fills_up(bed: Bed, tmp_path: Path, size: int) -> None:
+    """Wherever the room ends, it is an error of ours, nothing shows, and the next backup is right."""
+    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
+    guest.start()
+    write_noise(guest, "vda", 0, 1 * MIB)
+    with small_file_system(tmp_path / "small", 8 * MIB) as place:
+        local = Local(bed.uri, place / "state", f"file://{tmp_path}/vault")
+        story = Story(local, guest, tmp_path / "out")
+        story.backup()
+        write_noise(guest, "vda", 1 * MIB, 1 * MIB)
+        ballast = place / "ballast"
+        room = os.statvfs(place)
+        ballast.write_bytes(bytes(room.f_bavail * room.f_frsize - size))
+        held = guest.frozen_model()
+        answer = local("backup", guest.uuid)
+        assert "Traceback" not in answer.err, answer
+        if answer.code == 0:
+            story.truth[answer.run] = held
+        else:
+            assert answer.code == 1 and answer.error in ("journal_unusable", "host_failed"), answer
+            assert local.runs() == list(story.truth)
+        ballast.unlink()
+        write_noise(guest, "vda", 2 * MIB, 1 * MIB)
+        assert story.backup().how()["vda"][0] == "incremental"
+        story.assert_all_hold()
+
+
 def test_shut_off_and_started_again(story: Story) -> None:
     story.backup()
     scribble(story.guest, 0)

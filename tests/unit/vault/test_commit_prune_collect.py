@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from raksha.agent.verify import verify_runs
 from raksha.errors import (
     Damaged,
+    Interrupted,
     MetadataInvalid,
     ObjectCorrupt,
     ObjectExists,
@@ -97,6 +99,25 @@ def test_a_planned_vault_is_made_once_and_only_when_asked(tmp_path: Path) -> Non
         establish(other)
     assert open_catalog_for_writing(store, ME).vault == one.vault
     assert len(list(store.names(BACKUPS, "keys/"))) == 1, "the key of the other is not left behind"
+
+
+def test_a_cancelled_prune_leaves_every_point_whole_or_gone(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    points = grow(bench, 5)
+    cancel = threading.Event()
+
+    class AfterTwo(Progress):
+        def step(self, text: str) -> None:
+            if text == "deleted r3":
+                cancel.set()
+
+    with pytest.raises(Interrupted):
+        remove_runs(bench.catalog, named(bench, "r1", "r2", "r3", "r4"), tmp_path, AfterTwo(), cancel)
+    left = {run.backupjobrun for run in bench.catalog.runs()}
+    assert left == {"r1", "r2", "r5"}
+    collect(bench.catalog)
+    for run in left:
+        assert bench.restored(run) == points[run]
 
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
