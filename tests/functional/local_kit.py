@@ -22,7 +22,7 @@ from tests.functional.overlay_kit import KIB, MIB, Guest
 #: seconds for any one command
 PATIENCE = 240
 #: raksha/errors.py gives each family of errors one of these
-WRONG_USE, NOT_FOUND, REFUSED, VAULT, DAMAGED, INTERRUPTED = 2, 3, 4, 5, 6, 130
+WRONG_USE, NOT_FOUND, REFUSED, VAULT, DAMAGED, ATTENTION, INTERRUPTED = 2, 3, 4, 5, 6, 7, 130
 
 
 @dataclass(frozen=True)

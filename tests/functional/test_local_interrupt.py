@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.bed import Bed
+from tests.bed.disks import loop_device
 from tests.functional.local_kit import (
+    ATTENTION,
     INTERRUPTED,
     REFUSED,
     Local,
@@ -106,7 +108,7 @@ def test_at_any_moment(bed: Bed, local: Local, tmp_path: Path) -> None:
         guest.write("vdb", 3 * MIB, 4 * KIB, step)  # it runs, and is not frozen
     assert seen >= {INTERRUPTED}
     story.backup()
-    assert len([name for name in guest.files() if ".raksha-" in name]) == 2
+    assert len([name for name in guest.files() if ".raksha-" in name and name != ".raksha-trash"]) == 2
     story.assert_all_hold()
 
 
@@ -123,6 +125,30 @@ def test_a_restore(bed: Bed, local: Local, tmp_path: Path) -> None:
         broken_off(local, process, shown(local))
         assert list(into.iterdir()) == []
     story.assert_all_hold()
+
+
+@pytest.mark.system
+def test_a_restore_into_a_device(bed: Bed, local: Local, tmp_path: Path) -> None:
+    """What the device held is gone, so this is never called harmless."""
+    guest = big_guest(bed)
+    local.backup(guest)
+    below = tmp_path / "below"
+    below.write_bytes(b"\xaa" * (64 * MIB))
+    with loop_device(below) as device:
+        words = ["restore", "latest", "--disk", "vdb", "--to", str(device)]
+        process = local.start(*words, "--workers", "1", "--json")
+        wait_until(lambda: first_bytes(device) != b"\xaa" * 512, "the first write")
+        process.send_signal(signal.SIGTERM)
+        answer = ended(process)
+        assert (answer.code, answer.error) == (ATTENTION, "device_half_written"), answer
+        assert str(device) in answer.json["error"]["message"]
+        local.good(*words)
+        assert device.read_bytes() == guest.frozen_model()["vdb"]
+
+
+def first_bytes(device: Path) -> bytes:
+    with device.open("rb", buffering=0) as file:
+        return file.read(512)
 
 
 def test_a_vault_that_hangs(bed: Bed, local: Local, tmp_path: Path) -> None:
