@@ -203,7 +203,7 @@ class World:
         """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use."""
         used = self.overlays()
         assert {len(paths) for paths in used.values()} == {layers}, used
-        files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name}
+        files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
         assert files == {path for paths in used.values() for path in paths}, "stray overlays"
         if self.guest.machine.running:
             assert all(not self.guest.machine.domain.blockJobInfo(target) for target in used), "a block job goes on"
@@ -211,6 +211,8 @@ class World:
         try:
             assert journal.open_intents() == []
             assert {layer.file.path for layer in journal.layers(self.guest.uuid)} == files
+            trash = {str(path) for path in self.bed.directory.glob(".raksha-trash/*")}
+            assert {each.path for each in journal.trash()} == trash
         finally:
             journal.close()
         assert not any((self.local.state / "spool").iterdir())
@@ -248,6 +250,7 @@ def world_on(bed: Bed, place: Path, *options: str) -> Iterator[World]:
         world = World(bed, local, guest, place, ("--job", "daily", *options))
         world.definition = guest.machine.xml(inactive=True)
         yield world
+        local.good("release", guest.uuid)  # no fence may keep the disks from being removed
     finally:
         local.forker.close()
 

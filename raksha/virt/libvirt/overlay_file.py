@@ -135,7 +135,8 @@ def _marked(plan: OverlayPlan, run: str) -> int:
 
 def _created(plan: OverlayPlan, run: str) -> int:
     """Where a file cannot be made before it has a name (NFS)."""
-    descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with crash.around("overlay.create"):
+        descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         _mark(descriptor, plan, run)
     except BaseException:

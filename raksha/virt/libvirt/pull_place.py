@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from raksha import crash
 from raksha.config import Settings
 from raksha.errors import CaptureFailed, NoSpaceForScratch
 from raksha.virt.libvirt.domain_xml import Layer
@@ -77,7 +78,8 @@ def make(vm: str, place: Place, live_xml: str, own_files: Sequence[Layer]) -> No
     if len(os.fsencode(place.socket)) > _SOCKET_NAME:
         detail = f"{place.socket} is too long for the name of a socket; set scratch_dir in /etc/raksha/raksha.conf"
         raise CaptureFailed(vm=vm, detail=detail)
-    place.directory.mkdir(mode=0o700)
+    with crash.around("scratch.make"):
+        place.directory.mkdir(mode=0o700)
     owner = qemu_owner(live_xml) or _owner_of(own_files)
     if owner is not None and os.geteuid() == 0:
         os.chown(place.directory, *owner)
@@ -95,4 +97,5 @@ def _owner_of(layers: Sequence[Layer]) -> tuple[int, int] | None:
 
 def remove(place: Place) -> None:
     """Never raises: what is left is only space, and the next run tries again."""
-    shutil.rmtree(place.directory, ignore_errors=True)
+    with crash.around("scratch.remove"):
+        shutil.rmtree(place.directory, ignore_errors=True)
