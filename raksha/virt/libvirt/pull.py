@@ -31,7 +31,7 @@ from raksha.virt.libvirt.domain_xml import parse_domain
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.pull_capture import PullCapture, Taken
-from raksha.virt.libvirt.pull_recover import PULL, reconcile_pull
+from raksha.virt.libvirt.pull_recover import PULL
 from raksha.virt.libvirt.pull_release import release_bitmaps
 from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
 from raksha.virt.libvirt.pull_survey import below, can_hold_bitmap, survey_for_pull
@@ -66,7 +66,6 @@ class PullEngine:
         """Remove bitmaps and checkpoints. Overlays of ours are the other engine's to release."""
         guest = self.connection.guest(vm)
         with self._journal.vm_lock(guest.uuid, guest.name):
-            reconcile_pull(guest, self._journal)
             reconcile(guest, self._journal, self._settings)
             return release_bitmaps(guest, self._journal)
 
@@ -74,7 +73,6 @@ class PullEngine:
         guest = self.connection.guest(request.vm)
         lock = self._journal.vm_lock(guest.uuid, guest.name)
         try:
-            reconcile_pull(guest, self._journal)
             warnings = reconcile(guest, self._journal, self._settings)
             warnings += _settle(guest, self._journal, request)
             found = survey_for_pull(guest, self._journal, request.exclude)

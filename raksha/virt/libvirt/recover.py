@@ -30,6 +30,7 @@ from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.observe import Seen, observe
 from raksha.virt.libvirt.own_source import own_sources
+from raksha.virt.libvirt.pull_recover import reconcile_pull
 from raksha.virt.libvirt.trash import Trash
 
 #: each round ends what the one before has uncovered; more than these are a sign of somebody else at work
@@ -48,6 +49,8 @@ def reconcile(guest: Guest, journal: Journal, settings: Settings) -> list[str]:
     Raises `NeedsAttention` errors, `VmBusy` when a merge of ours is still going on and does not end in time,
     `CommitFailed`, `LibvirtFailed`.
     """
+    # A backup job in the way of block jobs, if a process of ours was killed during one.
+    reconcile_pull(guest, journal)
     recovery = _Recovery(guest, journal, settings)
     for number in range(_ROUNDS):
         seen, plan = look(guest, journal)
