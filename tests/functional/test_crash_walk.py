@@ -166,11 +166,12 @@ def test_a_release(world: World, running: bool) -> None:
 
     def settle(number: int) -> None:
         if running:
+            # Not restarted before the recovery: whether a pivot took place can be told only while that QEMU runs.
+            # Without it the overlay is kept, which is right, but would be in the way of the next point.
             world.write()
-        if number % 4 > 1:
-            world.guest.off()
-            world.assert_disks_hold()
+        elif number % 4 > 1:
             world.guest.start()
+            world.write()
         if number % 2:
             world.local.good("release", world.guest.uuid)
             world.assert_nothing_left(layers=0)
