@@ -5,6 +5,7 @@ vault, restored files. The wrappers around those calls make the points (`around`
 tests/unit/test_crash_points.py finds calls that go past the wrappers.
 
     RAKSHA_CRASH_AT=name[:n]    end this process with SIGKILL at the n-th passing (default: the first) of a point
+    RAKSHA_CRASH_SIGNAL=STOP    or any other signal instead of KILL: then the world can change before it goes on
     RAKSHA_CRASH_TRACE=FILE     append the name of every point that is passed
 
 `name` is passed before the call, `name.done` after one that succeeded. Without these variables nothing is done here.
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 _AT, _, _NUMBER = os.environ.get("RAKSHA_CRASH_AT", "").partition(":")
+_SIGNAL = signal.Signals[f"SIG{os.environ.get('RAKSHA_CRASH_SIGNAL', 'KILL')}"]
 _TRACE = os.environ.get("RAKSHA_CRASH_TRACE", "")
 
 #: whether this process passes points at all
@@ -52,4 +54,4 @@ def _pass(name: str) -> None:
         if name == _AT:
             _left -= 1
             if _left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), _SIGNAL)

@@ -256,6 +256,15 @@ def test_a_process_dies_at_the_place_it_was_told(tmp_path: Path, point: str, pri
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "at\n" * printed)
 
 
+def test_a_process_can_be_stopped_instead(tmp_path: Path) -> None:
+    environment = {**os.environ, "RAKSHA_CRASH_AT": "place.done", "RAKSHA_CRASH_SIGNAL": "STOP"}
+    with subprocess.Popen([sys.executable, "-c", VICTIM], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        process.send_signal(signal.SIGCONT)
+        assert process.communicate()[0] == "at\nat\nat\nend\n"
+
+
 def test_a_trace_has_every_place(tmp_path: Path) -> None:
     victim(tmp_path, RAKSHA_CRASH_TRACE=str(tmp_path / "trace"))
     assert (tmp_path / "trace").read_text() == "place\nplace.done\n" * 3
