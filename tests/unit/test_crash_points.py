@@ -257,8 +257,8 @@ def test_a_process_dies_at_the_place_it_was_told(tmp_path: Path, point: str, pri
 
 
 def test_a_process_can_be_stopped_instead(tmp_path: Path) -> None:
-    environment = {**os.environ, "RAKSHA_CRASH_AT": "place.done", "RAKSHA_CRASH_SIGNAL": "STOP"}
-    with subprocess.Popen([sys.executable, "-c", VICTIM], env=environment, stdout=subprocess.PIPE, text=True) as process:
+    told = {**os.environ, "RAKSHA_CRASH_AT": "place.done", "RAKSHA_CRASH_SIGNAL": "STOP"}
+    with subprocess.Popen([sys.executable, "-c", VICTIM], env=told, stdout=subprocess.PIPE, text=True) as process:
         _, status = os.waitpid(process.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
         process.send_signal(signal.SIGCONT)
