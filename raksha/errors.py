@@ -387,6 +387,15 @@ class DefinitionsDisagree(NeedsAttention):
     )
 
 
+class VmGone(NeedsAttention):
+    code = "vm_gone"
+    message = "There is no VM {vm} at {uri} any more, but overlays of Raksha are left of it: {files}."
+    hint = (
+        "Was it migrated, or is another --connect meant? If its disks are gone as well, delete the overlays; if they "
+        "are kept, they are not whole without them: see `vm_gone` in docs/operations.md."
+    )
+
+
 class RecoveryUnsettled(NeedsAttention):
     code = "recovery_unsettled"
     message = "VM {vm} does not come to rest: after {rounds} attempts there is still something to do ({detail})."

@@ -35,6 +35,8 @@ from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
 from raksha.virt.libvirt.engines import LibvirtEngines
+from raksha.virt.libvirt.hook import install_hook, remove_hook
+from raksha.virt.libvirt.host_recovery import VmRecovery, recover
 from raksha.virt.libvirt.listing import VmEntry, list_vms
 
 
@@ -175,6 +177,19 @@ class LocalHost:
         with self._engine() as (_, engine):
             known = [engine.identify(vm) for vm in vms]
             return {vm.name: engine.release(vm.uuid) for vm in known}
+
+    def recover(self, vms: Sequence[str] = (), *, dry_run: bool = False) -> list[VmRecovery]:
+        """Bring VMs (default: all that the journal remembers), journal and files into line: what was seen and done."""
+        with self._engine() as (journal, engine):
+            return recover(engine.connection, journal, self.settings, vms, dry_run=dry_run)
+
+    def install_hook(self) -> Path:
+        """Have libvirt ask our journal before it starts a VM. Raises `HookForeign`, `OSError`."""
+        with self._engine() as (_, engine):
+            return install_hook(engine.connection, self.settings.state_dir)
+
+    def remove_hook(self) -> list[str]:
+        return remove_hook()
 
     # -- parts ------------------------------------------------------------------------------------
 

@@ -143,6 +143,15 @@ def _add_host(commands: Any) -> None:
     parser = _command(commands, "release", _release, "take every trace of Raksha out of VMs' disk chains", vault=False)
     parser.add_argument("vm", nargs="+", metavar="VM", help="name or UUID")
 
+    about = "put right what a killed command or daemon left behind, and say what is seen"
+    parser = _command(commands, "recover", _recover, about, vault=False)
+    parser.add_argument("vm", nargs="*", metavar="VM", help="default: all that Raksha has anything to do with")
+    parser.add_argument("--dry-run", action="store_true", help="say what is seen and would be done")
+
+    about = "let libvirt refuse to start a VM below an overlay of Raksha"
+    _command(commands, "install-hook", _install_hook, about, vault=False)
+    _command(commands, "remove-hook", _remove_hook, "take that hook away", vault=False)
+
 
 def _positive(text: str) -> int:
     number = int(text)
@@ -249,6 +258,28 @@ def _export(options: argparse.Namespace, output: Output, cancel: threading.Event
 def _release(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
     released = _host(options, output, cancel).release(options.vm)
     output.result({"released": released}, [f"{vm}: {line}" for vm, lines in released.items() for line in lines])
+    return 0
+
+
+def _recover(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    found = _host(options, output, cancel).recover(options.vm, dry_run=options.dry_run)
+    output.result({"vms": [told.recovery_document(vm) for vm in found]}, told.recovered(found, options.dry_run))
+    for vm in found:
+        if vm.trouble is not None:
+            output.warning(f"{vm.trouble} {vm.trouble.advice()}")
+    return max((vm.trouble.exit_code for vm in found if vm.trouble is not None), default=0)
+
+
+def _install_hook(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    path = _host(options, output, cancel).install_hook()
+    line = f"{path} is in place; libvirt heeds a new hook once its daemon (libvirtd or virtqemud) is restarted"
+    output.result({"hook": str(path)}, [line])
+    return 0
+
+
+def _remove_hook(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    removed = _host(options, output, cancel).remove_hook()
+    output.result({"removed": removed}, [f"{path} is gone" for path in removed] or ["there was no hook"])
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raksha.progress import human
 from raksha.restore.export import Exported
 from raksha.restore.verify import Finding
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+from raksha.virt.libvirt.host_recovery import DiskState, VmRecovery
 from raksha.virt.libvirt.listing import DiskEntry, VmEntry
 
 
@@ -139,6 +141,41 @@ def paths(option: str, texts: Sequence[str]) -> dict[str, Path]:
             raise BadArgument(argument=f"{option} {text}", detail="it has the form DISK=PATH")
         found[disk] = Path(path)
     return found
+
+
+def recovered(found: Sequence[VmRecovery], dry_run: bool) -> list[str]:
+    lines = []
+    for vm in found:
+        lines.append(f"{vm.name or vm.uuid}: {vm.power}")
+        lines += [f"  {disk.target}: {_chains(disk)}" for disk in vm.disks]
+        lines += [f"  {'would ' if dry_run else 'was to be done: '}{action}" for action in vm.actions]
+        lines += [f"  {note}" for note in vm.notes]
+        if not vm.actions and not vm.notes and vm.trouble is None:
+            lines.append("  nothing to recover")
+    return lines or ["nothing to recover"]
+
+
+def _chains(disk: DiskState) -> str:
+    """What all agree on once; otherwise who says what."""
+    said = {"running": disk.live, "definition": disk.inactive, "headers": disk.headers or ()}
+    shown = disk.live or disk.headers or disk.inactive
+    differ = [f"{who}: {', on '.join(chain)}" for who, chain in said.items() if chain and chain != shown]
+    job = ["a block job is under way"] if disk.job else []
+    return "; ".join([", on ".join(shown), *differ, *job])
+
+
+def recovery_document(vm: VmRecovery) -> Mapping[str, Any]:
+    error = vm.trouble
+    trouble = None if error is None else {"code": error.code, "message": str(error), "hint": error.advice()}
+    return {
+        "uuid": vm.uuid,
+        "name": vm.name,
+        "power": vm.power,
+        "disks": [asdict(disk) for disk in vm.disks],
+        "actions": list(vm.actions),
+        "notes": list(vm.notes),
+        "trouble": trouble,
+    }
 
 
 def restored(result: Restored, dry_run: bool) -> list[str]:

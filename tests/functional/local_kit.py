@@ -68,7 +68,7 @@ class Local:
     environment: dict[str, str] = field(default_factory=dict)
 
     def command(self, verb: str, *arguments: object) -> list[str]:
-        vault = [] if verb in ("vms", "release", "--help") else ["--vault", self.vault]
+        vault = [] if verb in ("vms", "release", "recover", "install-hook", "remove-hook", "--help") else ["--vault", self.vault]
         words = [sys.executable, "-m", "raksha.cmd.main", "local", verb, "--connect", self.uri]
         return [*words, "--state-dir", str(self.state), *vault, *map(str, arguments)]
 

@@ -26,7 +26,10 @@ from tests.functional.overlay_kit import MIB, Guest
 pytestmark = pytest.mark.bed
 
 #: every command of `raksha local`
-COMMANDS = ("backup", "prune", "delete", "list", "show", "verify", "restore", "export", "vms", "release")
+COMMANDS = (
+    "backup", "prune", "delete", "list", "show", "verify", "restore", "export", "vms", "release", "recover",
+    "install-hook", "remove-hook",
+)  # fmt: skip
 #: options that all of them have, and all that use a vault
 COMMON = {"--help", "--vault", "--connect", "--config", "--state-dir", "--workers", "--json", "--quiet"}
 DOCUMENT = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -189,7 +192,7 @@ def say(*words: str) -> str:
 def test_help_names_every_command_and_option() -> None:
     assert say("--version") == f"raksha {raksha.__version__}\n"
     overview = say("local", "--help")
-    assert tuple(re.findall(r"^    ([a-z]+) {2,}\S", overview, re.M)) == COMMANDS
+    assert tuple(re.findall(r"^    ([a-z-]+) {2,}\S", overview, re.M)) == COMMANDS
     for command in COMMANDS:
         for line in re.findall(r"^  (?:-|[A-Z]).*$", say("local", command, "--help"), re.M):
             assert re.search(r"\S {2,}\S", line) or len(line) > 20, f"{command}: {line} has no help"

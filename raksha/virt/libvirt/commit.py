@@ -32,7 +32,7 @@ class Committer:
         self._journal = journal
         self._settings = settings
         self._fence = Fence(journal, settings)
-        self._trash = Trash(guest, journal, settings)
+        self._trash = Trash(guest.uuid, guest.neighbours, journal, settings)
 
     def merge(self, target: str, layers: Sequence[OwnLayer], run: str | None = None) -> list[str]:
         """Merge frozen layers, newest first, into what lies below the oldest. The VM must be active.

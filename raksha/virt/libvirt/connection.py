@@ -326,6 +326,10 @@ class Connection:
             self._connection.close()
             self._connection = None
 
+    def version(self) -> int:
+        """Of libvirt here: major × 1 000 000 + minor × 1000 + release."""
+        return int(libvirt.getVersion())
+
     def __enter__(self) -> Connection:
         return self
 

@@ -137,7 +137,7 @@ class OverlayPrepared:
 
     def _find_room(self, plans: list[OverlayPlan]) -> None:
         """What lies in the trash gives way. Raises `NoSpaceForOverlay`, `OSError`."""
-        trash = Trash(self._guest, self._journal, self._settings)
+        trash = Trash(self._guest.uuid, self._guest.neighbours, self._journal, self._settings)
         for device in {Path(plan.path).parent.stat().st_dev for plan in plans if Path(plan.path).parent.exists()}:
             trash.make_room(device, lambda: overlay_file.has_room(self.vm_name, plans, self._settings))
         overlay_file.check_space(self.vm_name, plans, self._settings)

@@ -75,7 +75,7 @@ class _Recovery:
         self._journal = journal
         self._settings = settings
         self._committer = Committer(guest, journal, settings)
-        self._trash = Trash(guest, journal, settings)
+        self._trash = Trash(guest.uuid, guest.neighbours, journal, settings)
         self.notes: list[str] = []
         self._means: dict[Do, Callable[[Action, Seen], None]] = {
             Do.THAW: self._thaw,

@@ -30,7 +30,7 @@ class Release:
         self._guest = guest
         self._journal = journal
         self._settings = settings
-        self._trash = Trash(guest, journal, settings)
+        self._trash = Trash(guest.uuid, guest.neighbours, journal, settings)
 
     def __call__(self) -> list[str]:
         """What was done and what was left, a line each.

@@ -10,7 +10,7 @@ a shortage of space there and the release of the VM.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,8 +30,12 @@ DIRECTORY = ".raksha-trash"
 class Trash:
     """Overlays of one VM that nothing needs any more."""
 
-    def __init__(self, guest: Guest, journal: Journal, settings: Settings) -> None:
-        self._guest = guest
+    def __init__(
+        self, vm: str, guests: Callable[[], Iterable[Guest]], journal: Journal, settings: Settings
+    ) -> None:
+        """`vm`: its UUID. `guests`: all VMs of the libvirt that may know the files."""
+        self._vm = vm
+        self._guests = guests
         self._journal = journal
         self._delay = settings.trash_hours * 3600
 
@@ -57,14 +61,14 @@ class Trash:
         now = time.time()
         place = path.parent / DIRECTORY / f"{int(now)}-{path.name}"
         place.parent.mkdir(mode=0o700, exist_ok=True)
-        self._journal.add_trash(Trashed(str(place), str(path), self._guest.uuid, now))
+        self._journal.add_trash(Trashed(str(place), str(path), self._vm, now))
         with crash.around("trash.move"):
             path.rename(place)
 
     def empty(self, *, everything: bool = False) -> list[str]:
         """Delete what has lain here long enough, or `everything` of this VM. Returns what is still in use."""
         due = time.time() - self._delay
-        entries = [each for each in self._journal.trash(self._guest.uuid) if everything or each.since <= due]
+        entries = [each for each in self._journal.trash(self._vm) if everything or each.since <= due]
         return [why for each in entries if (why := self._delete(each)) is not None]
 
     def make_room(self, device: int, enough: Callable[[], bool]) -> None:
@@ -94,11 +98,11 @@ class Trash:
         if pids := users_of(status.st_dev, status.st_ino):
             return f"process {pids[0]} has it open"
         key = key_of(str(path))
-        for guest in self._guest.neighbours():
+        for guest in self._guests():
             try:
                 found = any(key_of(named) == key for named in named_by(guest))
             except LibvirtFailed:
-                if guest.uuid == self._guest.uuid:
+                if guest.uuid == self._vm:
                     raise
                 continue  # it has just gone
             if found:
