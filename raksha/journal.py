@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS bitmaps (
     id INTEGER PRIMARY KEY, vm TEXT NOT NULL, target TEXT NOT NULL, name TEXT NOT NULL,
     run TEXT NOT NULL, job TEXT NOT NULL, below TEXT NOT NULL, state TEXT NOT NULL, UNIQUE (vm, target, name));
 CREATE TABLE IF NOT EXISTS bitmap_counts (
-    bitmap INTEGER NOT NULL REFERENCES bitmaps (id) ON DELETE CASCADE, run TEXT NOT NULL, PRIMARY KEY (bitmap, run));
+    bitmap INTEGER NOT NULL REFERENCES bitmaps (id) ON DELETE CASCADE, run TEXT NOT NULL, held TEXT NOT NULL,
+    PRIMARY KEY (bitmap, run));
 CREATE TABLE IF NOT EXISTS trash (
     path TEXT PRIMARY KEY, origin TEXT NOT NULL, vm TEXT NOT NULL, since REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS fences (
@@ -130,7 +131,10 @@ class OwnLayer:
 
 @dataclass(frozen=True, slots=True)
 class OwnBitmap:
-    """A dirty bitmap of ours on one disk. While it is whole, it holds every write since the runs of `counts_from`."""
+    """A dirty bitmap of ours on one disk. While it is whole, it holds every write since `run`.
+
+    So it does for the other runs of `counts_from`, together with what it had held when they were made (`held`).
+    """
 
     vm: str
     target: str
@@ -409,7 +413,7 @@ class Journal:
                     (each.vm, each.target, each.name, each.run, each.job, each.below, each.state.value),
                 )
                 for run in each.counts_from:
-                    db.execute("INSERT INTO bitmap_counts VALUES (?, ?)", (cursor.lastrowid, run))
+                    db.execute("INSERT INTO bitmap_counts VALUES (?, ?, '[]')", (cursor.lastrowid, run))
 
     def bitmaps(self, vm: str) -> list[OwnBitmap]:
         """Our bitmaps of one VM, oldest first."""
@@ -434,14 +438,24 @@ class Journal:
                 [(state.value, each.vm, each.target, each.name) for each in bitmaps],
             )
 
-    def bitmaps_count_from(self, bitmaps: Iterable[OwnBitmap], run: str) -> None:
-        """These bitmaps also hold every write since this run."""
-        with self._transaction("bitmaps_count_from") as db:
-            db.executemany(
-                "INSERT OR IGNORE INTO bitmap_counts"
-                " SELECT id, ? FROM bitmaps WHERE vm = ? AND target = ? AND name = ?",
-                [(run, each.vm, each.target, each.name) for each in bitmaps],
+    def bitmap_counts_from(self, bitmap: OwnBitmap, run: str, held: Iterable[tuple[int, int]]) -> None:
+        """It also counts from this run, which was made of a disk at rest, when it held these stretches (from, to)."""
+        with self._transaction("bitmap_counts_from") as db:
+            db.execute(
+                "INSERT OR REPLACE INTO bitmap_counts"
+                " SELECT id, ?, ? FROM bitmaps WHERE vm = ? AND target = ? AND name = ?",
+                (run, json.dumps(list(held)), bitmap.vm, bitmap.target, bitmap.name),
             )
+
+    def held(self, bitmap: OwnBitmap, run: str) -> list[tuple[int, int]]:
+        """What the bitmap held when a run was made: ordered stretches (from, to) in bytes. None for its own run."""
+        with self._mutex:
+            row = self._db.execute(
+                "SELECT held FROM bitmap_counts JOIN bitmaps ON bitmaps.id = bitmap"
+                " WHERE vm = ? AND target = ? AND name = ? AND bitmap_counts.run = ?",
+                (bitmap.vm, bitmap.target, bitmap.name, run),
+            ).fetchone()
+        return [(start, end) for start, end in json.loads(row[0])] if row else []
 
     def forget_bitmap(self, vm: str, target: str, name: str) -> None:
         """It is in no image any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,34 @@ def test_bitmap_removed_by_somebody(kit: PullKit, guest: Guest, bed: Bed) -> Non
     assert how(kit, kit.run(guest, first, durable=False)) == (ReadMode.COMPARE, Reason.BITMAP_LOST)
     guest.start()
     assert how(kit, kit.run(guest, first)) == (ReadMode.COMPARE, Reason.BITMAP_LOST)
+
+
+def test_older_copy_of_an_image_put_back(kit: PullKit, guest: Guest, bed: Bed) -> None:
+    """Its bitmap is whole and as old as its content, but a run was made of the VM at rest in between."""
+    image, copy = bed.directory / "a.qcow2", bed.directory / "copy"
+    first = kit.run(guest)
+    guest.write("vda", 1 * MIB, 8 * KIB, 0x52)
+    guest.off()
+    shutil.copyfile(image, copy)
+    before = bytes(guest.model["vda"])
+    guest.start()
+    guest.write("vda", 2 * MIB, 64 * KIB, 0x53)
+    guest.off()
+    second = kit.run(guest, first)
+    assert how(kit, second) == (ReadMode.DELTA, None)
+    shutil.copyfile(copy, image)
+    guest.model["vda"][:] = before
+    third = kit.run(guest, second)
+    assert how(kit, third) == (ReadMode.DELTA, None)
+    guest.start()
+    guest.write("vda", 512 * KIB, 8 * KIB, 0x54)
+    fourth = kit.run(guest, third)
+    assert how(kit, fourth) == (ReadMode.DELTA, None)
+    guest.off()
+    shutil.copyfile(copy, image)
+    guest.model["vda"][:] = before
+    guest.start()
+    assert how(kit, kit.run(guest, fourth)) == (ReadMode.COMPARE, Reason.BITMAP_LOST)
 
 
 def test_another_image_below(kit: PullKit, bed: Bed) -> None:

@@ -228,16 +228,17 @@ def _read_failed(source: Source, offset: int, error: nbd.Error) -> DiskReadFaile
     return DiskReadFailed(disk=source.target, vm=source.vm, offset=offset, detail=error.string)
 
 
-def extents(source: Source, depth: int | None) -> Iterator[Extent]:
+def extents(source: Source, depth: int | None, also: Sequence[tuple[int, int]] = ()) -> Iterator[Extent]:
     """What a full (`depth` None) or a delta over the upper `depth` layers consists of. Raises `DiskReadFailed`.
 
+    `also`: ordered stretches (from, to) in bytes that a delta takes in, whether they have changed or not.
     A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
     zeroed must not come back from the parent.
     """
     handle = source.connect(contexts=True)
     try:
         pending: Extent | None = None
-        for start, end, flags, level in _statuses(source, handle, source.size):
+        for start, end, flags, level in _widened(_statuses(source, handle, source.size), also):
             kind = _kind(flags, level, depth)
             if pending is not None and kind == pending.kind and pending.end == start:
                 pending = Extent(pending.start, end - pending.start, pending.kind)
@@ -270,6 +271,23 @@ def _statuses(source: Source, handle: nbd.NBD, size: int) -> Iterator[tuple[int,
                 return
             yield start, min(end, size), flags, level
             at = min(end, size)
+
+
+def _widened(
+    statuses: Iterator[tuple[int, int, int, int]], also: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Statuses in which the stretches of `also` count as changed in the uppermost layer."""
+    stretches = iter(also)
+    stretch = next(stretches, None)
+    for start, end, flags, level in statuses:
+        at = start
+        while at < end:
+            while stretch is not None and stretch[1] <= at:
+                stretch = next(stretches, None)
+            inside = stretch is not None and stretch[0] <= at
+            border = end if stretch is None else stretch[1] if inside else stretch[0]
+            yield at, min(end, border), flags, level or int(inside)
+            at = min(end, border)
 
 
 def _look(source: Source, handle: nbd.NBD, offset: int, length: int) -> tuple[list[int], list[int]]:

@@ -162,7 +162,7 @@ class PullPrepared:
     def _ready_offline(self) -> None:
         self._offline = OfflineWatch(self._guest, self._survey)
         for disk in self._survey.disks:
-            bitmap = counting(self._bitmaps, disk.target, self._request.since.get(disk.target))
+            bitmap = self._counting(disk)
             self._decide(disk, _found_offline(bitmap.name, disk) if bitmap else None)
 
     # -- a VM that runs -----------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class PullPrepared:
         """Names of the bitmaps that count from the disks' parents, and on which disks."""
         asked: dict[str, set[str]] = {}
         for disk in self._survey.disks:
-            bitmap = counting(self._bitmaps, disk.target, self._request.since.get(disk.target))
+            bitmap = self._counting(disk)
             if bitmap is not None and can_hold_bitmap(disk.lineage):
                 asked.setdefault(bitmap.name, set()).add(disk.target)
         return asked
@@ -221,6 +221,9 @@ class PullPrepared:
                 top = self._survey.disk(target).disk.top
                 found[target] = Found.WHOLE if target in whole else what_became(name, top)
         return found
+
+    def _counting(self, disk: SurveyedDisk) -> OwnBitmap | None:
+        return counting(self._bitmaps, disk.target, self._request.since.get(disk.target))
 
     def _decide(self, disk: SurveyedDisk, found: Found | None) -> None:
         self._decisions[disk.target] = decide(
@@ -299,10 +302,12 @@ class PullPrepared:
         self.thaw()
         if self._session is not None:
             self._session.forget_checkpoints()
+        used = {disk.target: self._counting(disk) for disk in self._survey.disks if self._decisions[disk.target].bitmap}
+        bitmaps = {target: bitmap for target, bitmap in used.items() if bitmap is not None}
         capture = PullCapture(
             self._guest,
             self._request,
-            Taken(self._survey, self._decisions, self._sizes, self._definition, self._taken_at),
+            Taken(self._survey, self._decisions, self._sizes, bitmaps, self._definition, self._taken_at),
             self._freezer,
             self._journal,
             self._settings,

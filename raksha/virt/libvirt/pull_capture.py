@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -24,6 +24,9 @@ from raksha.virt.libvirt.pull_tracker import Decision
 from raksha.virt.libvirt.pull_xml import export_bitmap
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+
+#: stretches of a bitmap that are worth noting; with more, the next run compares
+_MOST_STRETCHES = 100_000
 
 
 class Export:
@@ -59,7 +62,14 @@ class Export:
 class PullDisk:
     """One frozen disk."""
 
-    def __init__(self, disk: SurveyedDisk, source: nbd.Source, decision: Decision, parent: str | None) -> None:
+    def __init__(
+        self,
+        disk: SurveyedDisk,
+        source: nbd.Source,
+        decision: Decision,
+        parent: str | None,
+        held: Sequence[tuple[int, int]],
+    ) -> None:
         self.target = disk.target
         self.size = source.size
         self.mode = decision.mode
@@ -69,12 +79,13 @@ class PullDisk:
         self.base_image = base_image_of(disk.lineage) if bottom.kind in ("file", "block") else None
         self.facts = facts_of(disk)
         self._source = source
+        self._held = held
 
     def open(self) -> DiskReader:
         return nbd.Reader(self._source)
 
     def extents(self) -> Iterator[Extent]:
-        return nbd.extents(self._source, 1 if self.mode is ReadMode.DELTA else None)
+        return nbd.extents(self._source, 1 if self.mode is ReadMode.DELTA else None, self._held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,8 @@ class Taken:
     decisions: dict[str, Decision]
     #: bytes per disk target, as the decisions took them
     sizes: dict[str, int]
+    #: per disk target, the bitmap of a delta
+    bitmaps: dict[str, OwnBitmap]
     #: as its owner knows it
     definition: str
     #: seconds since the epoch
@@ -127,8 +140,14 @@ class PullCapture:
         if request.quiesce is Quiesce.REQUIRE and found.active and not freezer.held:
             raise QuiesceFailed(vm=guest.name, detail="the freeze did not hold until the backup had begun")
         self.machine = read_machine(guest, taken.definition, found.inactive, found.power)
+        #: per disk target, what the bitmap of a VM that is shut off holds
+        self._stretches: dict[str, list[tuple[int, int]]] = {}
         try:
             self.disks = [self._open(disk) for disk in found.disks]
+            if session is None:
+                for disk in self.disks:
+                    if disk.target in taken.bitmaps:
+                        self._stretches[disk.target] = [(each.start, each.end) for each in disk.extents()]
         except BaseException:
             self._sources.close()
             raise
@@ -145,7 +164,9 @@ class PullCapture:
             detail = f"disk {disk.target} was resized from {expected} to {source.size} bytes while it was prepared"
             raise CaptureFailed(vm=self._guest.name, detail=detail)
         parent = self._request.since.get(disk.target)
-        return PullDisk(disk, source, decision, parent.backupjobrun if parent else None)
+        bitmap = self._taken.bitmaps.get(disk.target)
+        held = self._journal.held(bitmap, parent.backupjobrun) if bitmap and parent else []
+        return PullDisk(disk, source, decision, parent.backupjobrun if parent else None, held)
 
     def _online(self, disk: SurveyedDisk, decision: Decision) -> Export:
         assert self._session is not None
@@ -198,9 +219,14 @@ class PullCapture:
         ]
 
     def _count_on(self) -> None:
-        """A bitmap that holds everything since an earlier run holds everything since this one, too."""
-        bitmaps = [each for each in self._older() if each.state is BitmapState.COUNTING]
-        self._journal.bitmaps_count_from(bitmaps, self._request.backupjobrun)
+        """A bitmap that held everything since an earlier run counts from this one, too.
+
+        Not by itself: somebody may put back a copy of the image that is older than this run, with the bitmap as it
+        was then. Together with what it holds now it tells every difference even so.
+        """
+        for target, held in self._stretches.items():
+            if len(held) <= _MOST_STRETCHES:
+                self._journal.bitmap_counts_from(self._taken.bitmaps[target], self._request.backupjobrun, held)
 
     def _tidy(self, session: Session) -> None:
         """Leave one bitmap of this job on every disk, and none of the other engine's layers."""

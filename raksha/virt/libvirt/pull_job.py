@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -68,6 +69,7 @@ class Guard:
             start_new_session=True,
         )
         self._heard = b""
+        self._hearing = threading.Lock()
 
     def ready(self) -> bool:
         """Wait until it is connected."""
@@ -98,9 +100,10 @@ class Guard:
     def _hear(self, word: bytes, timeout: float) -> bool:
         stdout = self._process.stdout
         assert stdout is not None
-        if not stdout.closed and select.select([stdout], [], [], timeout)[0]:
-            self._heard += stdout.read1()  # type: ignore[attr-defined]
-        return word in self._heard
+        with self._hearing:
+            if not stdout.closed and select.select([stdout], [], [], timeout)[0]:
+                self._heard += stdout.read1()  # type: ignore[attr-defined]
+            return word in self._heard
 
     def _tell(self, word: bytes) -> bool:
         assert self._process.stdin is not None

@@ -7,6 +7,7 @@ that was restarted meanwhile is connected to anew.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ class Session:
         self._intent = intent
         self._stack = ExitStack()
         self._guard: Guard | None = None
+        self._reaching = threading.Lock()
         #: checkpoints that libvirt may know of
         self.checkpoints: set[str] = set()
         #: those that were to begin with this run
@@ -53,12 +55,13 @@ class Session:
 
     def reach(self) -> Guest:
         """The VM, through a new connection if the old one broke. Raises `RakshaError`."""
-        try:
-            self._guest.is_active()
-        except LibvirtFailed:
-            self.connection = self._stack.enter_context(Connection(self.connection.uri))
-            self._guest = self.connection.guest(self._guest.uuid)
-        return self._guest
+        with self._reaching:  # every thread that reads may come here when something fails
+            try:
+                self._guest.is_active()
+            except LibvirtFailed:
+                self.connection = self._stack.enter_context(Connection(self.connection.uri))
+                self._guest = self.connection.guest(self._guest.uuid)
+            return self._guest
 
     def forget_checkpoints(self) -> None:
         """The backup has begun, or will not."""

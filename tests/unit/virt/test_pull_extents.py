@@ -74,3 +74,20 @@ def test_one_look_where_nothing_moves() -> None:
 def test_a_bitmap_that_is_not_served_is_an_error() -> None:
     with pytest.raises(CaptureFailed, match="does not tell"):
         list(nbd.extents(Frozen("qemu:dirty-bitmap:b", FIRST, THEN), 1))
+
+
+@pytest.mark.parametrize(
+    ("also", "expected"),
+    [
+        ([], [(64, 192)]),
+        ([(0, 64)], [(0, 192)]),
+        ([(16, 32), (40, 48)], [(16, 32), (40, 48), (64, 192)]),
+        ([(16, 100)], [(16, 192)]),
+        ([(100, 120), (180, 192)], [(64, 192)]),
+    ],
+)
+def test_stretches_that_a_delta_takes_in(also: list[tuple[int, int]], expected: list[tuple[int, int]]) -> None:
+    dirty = {"base:allocation": [192 * KIB, 0], "qemu:dirty-bitmap:b": [64 * KIB, 0, 128 * KIB, 1]}
+    source = Frozen("qemu:dirty-bitmap:b", dirty, moving=False)
+    found = nbd.extents(source, 1, [(start * KIB, end * KIB) for start, end in also])
+    assert list(found) == [Extent(start * KIB, (end - start) * KIB, ExtentKind.DATA) for start, end in expected]
