@@ -170,6 +170,11 @@ class OverlayCapture:
     def check(self) -> None:
         if self._offline is not None:
             self._offline.check()
+            # The top layer holds everything since earlier runs, so everything since this one, too. Noted before the run
+            # is a restore point: if we die in between, it must count from there.
+            for disk in self._survey.disks:
+                if disk.lineage.own:
+                    self._journal.count_from(disk.lineage.own[0].file.path, [self._request.backupjobrun])
             return
         if stamps(self._frozen) != self._stamps:
             raise CaptureFailed(vm=self._guest.name, detail="a frozen layer was written to while it was read")
@@ -195,13 +200,7 @@ class OverlayCapture:
 
     def _advance(self, disk: SurveyedDisk) -> list[str]:
         own = disk.lineage.own
-        if not own:
-            return []
-        if self._offline is not None:
-            # The top layer holds everything since earlier runs, so everything since this one, too.
-            self._journal.count_from(own[0].file.path, [self._request.backupjobrun])
-            return []
-        if not self._guest.is_active():
+        if not own or self._offline is not None or not self._guest.is_active():
             return []  # a later run merges them: until then they are simply part of the chain
         return Committer(self._guest, self._journal, self._settings).merge(disk.target, own, self._request.backupjobrun)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raksha.config import Settings
-from raksha.errors import ChainUnexpected, CommitFailed
+from raksha.errors import ChainUnexpected, CommitFailed, VmBusy
 from raksha.journal import Journal, LayerState, OwnLayer
 from raksha.virt.libvirt import image, overlay_file
 from raksha.virt.libvirt.chain import modified, relative_name, same_file
@@ -64,12 +64,26 @@ class Committer:
         with self._fence.lifted(self._guest.uuid, target), self._guest.job_events(target) as events:
             self._guest.commit(target, f"{target}[{below.index}]", None)
             status = events.wait(self._settings.commit_timeout, ready=True)
+            if status is None:
+                # Not broken off: see `decide`. The intent stays open, so the next command ends it.
+                detail = f"it is not done after {self._settings.commit_timeout:g} s, and goes on"
+                raise CommitFailed(vm=self._guest.name, disk=target, detail=detail)
             if status == JOB_READY:
                 self._guest.pivot(target)
                 status = events.wait(_END)
-            elif status is None:
-                self._guest.abort_job(target)
         return self._settle(intent, disk, layers, done=status == JOB_COMPLETED)
+
+    def end_pivot(self, target: str) -> None:
+        """Pivot where the merge is under way already; the next look tells what became of it. Raises `VmBusy`."""
+        with self._fence.lifted(self._guest.uuid, target), self._guest.job_events(target) as events:
+            if self._guest.block_job(target) is None:
+                return
+            status = events.wait(self._settings.commit_timeout, ready=True)
+            if status == JOB_READY:
+                self._guest.pivot(target)
+                status = events.wait(_END)
+            if status is None:
+                raise VmBusy(vm=self._guest.name, detail=f"an earlier merge of disk {target} has not ended yet")
 
     def _intend(self, operation: str, target: str, layers: Sequence[OwnLayer], run: str | None) -> int:
         paths = [layer.file.path for layer in layers]
@@ -106,11 +120,15 @@ class Committer:
         expected = [layer.path for layer in before.layers if not any(same_file(layer.path, path) for path in merged)]
         self._journal.base_left(self._guest.uuid, before.target, modified(layers[-1].base.file.path))
         problem = self._difference(before.target, expected)
+        if problem is not None and done:
+            # What became of the layers is for the next recovery to find out, so the intent stays open.
+            raise ChainUnexpected(
+                vm=self._guest.name, disk=before.target, operation="a block commit", detail=problem
+            )
         if problem is not None:
             self._journal.set_layers(merged, LayerState.CHAINED)
             self._journal.done(intent, f"not done: {problem}")
-            kind = ChainUnexpected if done else CommitFailed
-            raise kind(vm=self._guest.name, disk=before.target, operation="a block commit", detail=problem)
+            raise CommitFailed(vm=self._guest.name, disk=before.target, detail=problem)
         self._journal.set_layers(merged, LayerState.MERGED)
         left = [self._trash.put(own) for own in layers]
         self._journal.done(intent, "merged")

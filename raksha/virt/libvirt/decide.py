@@ -24,7 +24,7 @@ class Do(StrEnum):
 
     THAW = "thaw its file systems, which Raksha had frozen"
     AWAIT_JOB = "wait until the merge that is under way ends"
-    ABORT_JOB = "end the merge that is under way; chain and layers stay whole"
+    END_PIVOT = "end the merge that is under way, as was asked for: let the VM go on without the overlay"
     TAKE_BACK = "merge the overlay into what the definition names, and let the VM go on without it"
     RELIEVE = "the file system of the overlay is full: merge it into the VM's own file"
     RESUME = "let the guest go on"
@@ -37,7 +37,7 @@ class Do(StrEnum):
     CLOSE = "note that what was begun has ended"
 
 
-URGENT = frozenset({Do.THAW, Do.AWAIT_JOB, Do.ABORT_JOB, Do.TAKE_BACK, Do.RELIEVE, Do.RESUME, Do.REDEFINE})
+URGENT = frozenset({Do.THAW, Do.AWAIT_JOB, Do.END_PIVOT, Do.TAKE_BACK, Do.RELIEVE, Do.RESUME, Do.REDEFINE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,9 @@ def _stale_mirror(seen: Seen, disk: SeenDisk) -> StaleMirror:
 def _jobs(seen: Seen, intents: Sequence[Intent]) -> list[Action]:
     """Jobs of ours. One of somebody else is none of our business: the VM is busy then."""
     began = {intent.target: intent.operation for intent in intents if intent.operation in _JOBS}
-    # A merge of the active layer mirrors until somebody pivots; ending it leaves everything whole.
-    end = {"commit": Do.AWAIT_JOB, "pivot": Do.ABORT_JOB}
+    # A merge of the active layer mirrors until somebody pivots. Breaking it off would leave everything whole, too, but
+    # QEMU then keeps the VM's own file open for writing, and nobody could read the frozen chain until it is restarted.
+    end = {"commit": Do.AWAIT_JOB, "pivot": Do.END_PIVOT}
     return [Action(end[began[disk.target]], disk.target) for disk in seen.disks if disk.job and disk.target in began]
 
 

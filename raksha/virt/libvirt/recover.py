@@ -80,7 +80,7 @@ class _Recovery:
         self._means: dict[Do, Callable[[Action, Seen], None]] = {
             Do.THAW: self._thaw,
             Do.AWAIT_JOB: self._await_job,
-            Do.ABORT_JOB: self._abort_job,
+            Do.END_PIVOT: self._end_pivot,
             Do.TAKE_BACK: self._take_back,
             Do.RELIEVE: self._relieve,
             Do.RESUME: self._resume,
@@ -116,10 +116,9 @@ class _Recovery:
             if events.wait(self._settings.commit_timeout) is None:
                 raise VmBusy(vm=self._guest.name, detail=f"an earlier merge of disk {target} has not ended yet")
 
-    def _abort_job(self, action: Action, _seen: Seen) -> None:
-        target = action.target or ""
+    def _end_pivot(self, action: Action, _seen: Seen) -> None:
         with suppress(LibvirtFailed):  # it may have ended by itself; the next look tells
-            self._guest.abort_job(target)
+            self._committer.end_pivot(action.target or "")
 
     def _take_back(self, action: Action, seen: Seen) -> None:
         target = action.target or ""

@@ -9,6 +9,7 @@ a shortage of space there and the release of the VM.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -68,7 +69,9 @@ class Trash:
     def empty(self, *, everything: bool = False) -> list[str]:
         """Delete what has lain here long enough, or `everything` of this VM. Returns what is still in use."""
         due = time.time() - self._delay
-        entries = [each for each in self._journal.trash(self._vm) if everything or each.since <= due]
+        listed = self._journal.trash(self._vm)
+        # Who was killed while deleting leaves an entry without a file.
+        entries = [each for each in listed if everything or each.since <= due or not os.path.lexists(each.path)]
         return [why for each in entries if (why := self._delete(each)) is not None]
 
     def make_room(self, device: int, enough: Callable[[], bool]) -> None:
