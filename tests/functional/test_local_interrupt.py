@@ -95,14 +95,16 @@ def test_at_any_moment(bed: Bed, local: Local, tmp_path: Path) -> None:
         held = guest.frozen_model()
         known = set(story.truth)
         process = local.start("backup", guest.uuid, "--json")
-        time.sleep(0.1 + whole * step / 9)
+        time.sleep(whole * step / 9)
         process.send_signal(signal.SIGINT if step % 2 else signal.SIGTERM)
         answer = ended(process)
         seen.add(answer.code)
+        if answer.code < 0:
+            continue  # Python itself was still starting; nothing of ours had begun
         assert "Traceback" not in answer.err, answer
         if answer.code == 0:
             story.truth[answer.run] = held
-        elif answer.out:
+        else:
             assert (answer.code, answer.error) == (INTERRUPTED, "interrupted"), answer
         assert set(local.runs()) == (known | {answer.run} if answer.code == 0 else known)
         guest.write("vdb", 3 * MIB, 4 * KIB, step)  # it runs, and is not frozen

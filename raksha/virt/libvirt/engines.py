@@ -45,7 +45,7 @@ class LibvirtEngines:
 
     def release(self, vm: str) -> list[str]:
         """What either engine left. The overlays first: a bitmap may lie in one of them."""
-        return [*self._overlay.release(vm), *self._pull.release(vm)]
+        return [*self._overlay.release(vm), *self._pull.release(vm)] or ["nothing to release"]
 
     def _engine(self, vm: str) -> CaptureEngine:
         if self.name == "auto":

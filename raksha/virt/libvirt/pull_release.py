@@ -35,7 +35,7 @@ def release_bitmaps(guest: Guest, journal: Journal) -> list[str]:
             journal.forget_bitmap(each.vm, each.target, each.name)
     done = [f"{target}: no bitmap of ours any more" for target in sorted({each.target for each in wanted})]
     lost = [f"{target}: not attached any more; a bitmap of ours may be on it" for target in sorted(gone)]
-    return (left or done) + lost or ["no bitmaps to release"]
+    return (left or done) + lost
 
 
 def _strangers(guest: Guest, known: list[OwnBitmap], disks: list[Disk]) -> Iterator[OwnBitmap]:

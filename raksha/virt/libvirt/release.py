@@ -33,7 +33,7 @@ class Release:
         self._trash = Trash(guest.uuid, guest.neighbours, journal, settings)
 
     def __call__(self) -> list[str]:
-        """What was done and what was left, a line each.
+        """What was done and what was left, a line each; nothing if there was no trace of us.
 
         Raises `ForeignChain`, `VmBusy`, `VmStarted`, `CommitFailed`, `ChainUnexpected`, `ImageToolFailed`; disks that
         were released before stay released.
@@ -47,7 +47,7 @@ class Release:
                     done += self._release(disk, active=active)
         done += Fence(self._journal, self._settings).lift_all(self._guest.uuid)
         done += self._trash.empty(everything=True)
-        return done or ["nothing to release"]
+        return done
 
     def _release(self, disk: Disk, *, active: bool) -> list[str]:
         lineage = self._lineage(disk, active=active)
