@@ -188,16 +188,16 @@ class PullCapture:
         return server
 
     def check(self) -> None:
-        if self._offline is not None:
-            self._offline.check()
         if self._session is not None:
             self._session.check()
+        if self._offline is not None:
+            self._offline.check()
+            # Noted before the run is a restore point: if we die in between, the bitmaps must count from it.
+            self._count_on()
 
     def finish(self) -> list[str]:
         try:
-            if self._session is None:
-                self._count_on()
-            else:
+            if self._session is not None:
                 self._journal.set_bitmaps(self._session.bitmaps, BitmapState.COUNTING)
                 self._session.end("ended")
                 self._tidy(self._session)
