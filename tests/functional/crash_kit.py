@@ -22,6 +22,7 @@ from tests.bed import Bed
 from tests.functional.forked import ForkedLocal, alive
 from tests.functional.local_kit import Answer, two_disks
 from tests.functional.overlay_kit import KIB, MIB, Guest
+from tests.functional.pull_kit import bitmaps
 
 CLUSTER = 64 * KIB
 KILLED = -9
@@ -74,6 +75,7 @@ class World:
     place: Path
     #: arguments of every backup
     options: tuple[str, ...] = ()
+    engine: str = "overlay"
     #: of all writes; fixed, so that a walk can be repeated
     dice: random.Random = field(default_factory=lambda: random.Random(20))
     #: clusters written since the newest point that is known, by disk
@@ -202,6 +204,9 @@ class World:
     def assert_nothing_left(self, layers: int = 1) -> None:
         """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use."""
         used = self.overlays()
+        if self.engine == "pull":
+            layers = 0
+            self._assert_no_pull_leftovers()
         assert {len(paths) for paths in used.values()} == {layers}, used
         files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
         assert files == {path for paths in used.values() for path in paths}, "stray overlays"
@@ -216,11 +221,24 @@ class World:
         finally:
             journal.close()
         assert not any((self.local.state / "spool").iterdir())
-        assert leftover_sockets() == []
+        assert leftover_sockets(self.local.forker.pids) == []
+
+    def _assert_no_pull_leftovers(self) -> None:
+        """Between runs libvirt knows no checkpoint, and one bitmap records on each disk that can have one."""
+        machine = self.guest.machine
+        assert machine.domain.listAllCheckpoints() == []
+        scratch = self.local.state / "scratch"
+        assert not scratch.exists() or list(scratch.iterdir()) == []
+        if machine.running:
+            assert machine.domain.jobInfo()[0] == 0
+            assert {name: len(found) for name, found in bitmaps(machine).items()} == {"vm-a.qcow2": 1}
 
     def assert_increment(self, answer: Answer, touched: dict[str, set[int]]) -> None:
         """Both disks were read by their trackers: not a byte more than was written since the point before."""
         for target, disk in answer.disks().items():
+            if self.engine == "pull" and target == "vdb":
+                assert (disk["kind"], disk["mode"], disk["reason"]) == ("incremental", "compare", "no_bitmap_possible")
+                continue
             assert (disk["kind"], disk["mode"]) == ("incremental", "delta"), disk
             assert disk["reason"] in (None, "union_of_layers"), disk
             assert disk["volume"]["read"] <= len(touched[target]) * CLUSTER, (disk, len(touched[target]))
@@ -236,18 +254,19 @@ class World:
         assert folders <= kept, "objects of restore points that are gone"
 
 
-def leftover_sockets() -> list[Path]:
-    """Directories of servers whose process is gone."""
+def leftover_sockets(pids: set[int]) -> list[Path]:
+    """Directories of servers of these commands, which have all ended."""
     found = [*Path("/run").glob("raksha-[0-9]*-*"), *Path("/tmp").glob("raksha-[0-9]*-*")]
-    return [path for path in found if not Path("/proc", path.name.split("-")[1]).exists()]
+    return [path for path in found if int(path.name.split("-")[1]) in pids]
 
 
 @contextmanager
-def world_on(bed: Bed, place: Path, *options: str) -> Iterator[World]:
-    local = ForkedLocal(bed.uri, place / "state", f"file://{place}/vault")
+def world_on(bed: Bed, place: Path, engine: str = "overlay") -> Iterator[World]:
+    # QEMU, another user, must reach the scratch files below the state directory
+    local = ForkedLocal(bed.uri, bed.directory / "state", f"file://{place}/vault")
     try:
         guest = two_disks(bed)
-        world = World(bed, local, guest, place, ("--job", "daily", *options))
+        world = World(bed, local, guest, place, ("--job", "daily", "--engine", engine), engine)
         world.definition = guest.machine.xml(inactive=True)
         yield world
         local.good("release", guest.uuid)  # no fence may keep the disks from being removed

@@ -26,6 +26,8 @@ class Forker:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="rk-forked-")
+        #: of all commands so far
+        self.pids: set[int] = set()
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "tests.functional.forked"]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -41,7 +43,9 @@ class Forker:
         request = {"arguments": arguments, "environment": environment, "out": str(out), "err": str(err)}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        meanwhile(int(self._process.stdout.readline()))
+        pid = int(self._process.stdout.readline())
+        self.pids.add(pid)
+        meanwhile(pid)
         status = int(self._process.stdout.readline())
         return Answer(os.waitstatus_to_exitcode(status), out.read_text(), err.read_text())
 

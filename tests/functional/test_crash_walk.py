@@ -26,9 +26,12 @@ SAMPLE = 3
 
 
 @pytest.fixture
-def world(bed: Bed, tmp_path: Path) -> Iterator[World]:
-    with world_on(bed, tmp_path) as made:
+def world(bed: Bed, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    with world_on(bed, tmp_path, getattr(request, "param", "overlay")) as made:
         yield made
+
+
+both_engines = pytest.mark.parametrize("world", ["overlay", "pull"], indirect=True)
 
 
 def walk(
@@ -81,11 +84,13 @@ def backup_settles(world: World, *, tracked: bool = True) -> Callable[[int], Non
     return settle
 
 
+@both_engines
 def test_an_increment(world: World) -> None:
     world.backup()
     walk(world, world.writes, lambda: ("backup", world.guest.uuid, *world.options), backup_settles(world))
 
 
+@both_engines
 def test_after_a_failed_run(world: World) -> None:
     """Two frozen layers of ours lie below the active one: the next run sends their union."""
 
@@ -98,6 +103,7 @@ def test_after_a_failed_run(world: World) -> None:
     walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), backup_settles(world))
 
 
+@both_engines
 def test_a_first_backup(world: World) -> None:
     """Of a VM without any trace of ours, into a place without a vault."""
 
@@ -127,6 +133,7 @@ def test_a_first_backup(world: World) -> None:
     walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
 
 
+@both_engines
 def test_a_backup_of_a_vm_that_is_shut_off(world: World) -> None:
     def arrange() -> None:
         if not world.guest.machine.running:

@@ -1,0 +1,269 @@
+"""Others die, or change the VM, while a command is at work on it: QEMU, libvirtd, both; its owner.
+
+The command stands still at a crash point (RAKSHA_CRASH_SIGNAL=STOP) while that happens, then goes on. It must end by
+itself, with its result or an error that has a name; nothing of the guest's is lost, and the next run is right.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from tests.bed import Bed, SessionHost, check_records
+from tests.functional.crash_kit import KILLED, World, alive, wanted_sample, world_on
+from tests.functional.local_kit import Answer
+from tests.functional.overlay_kit import MIB
+
+pytestmark = [pytest.mark.bed, pytest.mark.timeout(3600)]
+
+#: where a backup and a release stand still
+BACKUP = [
+    "overlay.create", "libvirt.snapshotCreateXML", "libvirt.snapshotCreateXML.done", "vault.put.segment",
+    "vault.put.run.json", "journal.run_durable", "libvirt.blockCommit", "libvirt.blockCommit.done", "trash.move",
+]  # fmt: skip
+RELEASE = ["libvirt.blockCommit", "libvirt.blockCommit.done", "libvirt.blockJobAbort", "libvirt.blockJobAbort.done"]
+#: of these, how many the ordinary test run takes
+SAMPLE = 8
+
+
+@pytest.fixture
+def world(bed: Bed, tmp_path: Path) -> Iterator[World]:
+    with world_on(bed, tmp_path) as made:
+        made.backup()
+        made.writes()
+        yield made
+
+
+class Events:
+    """What befalls a VM. Each leaves a guest that can be started, if it does not run."""
+
+    def __init__(self, world: World, host: SessionHost) -> None:
+        self.world, self.host = world, host
+
+    @property
+    def domain(self) -> libvirt.virDomain:
+        return self.world.guest.machine.domain
+
+    def kill_qemu(self) -> None:
+        pid = int(next((self.host.directory / "r/libvirt/qemu/run").glob(f"{self.domain.name()}.pid")).read_text())
+        os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while alive(pid) or self.domain.isActive():
+            assert time.monotonic() < deadline, "libvirt does not notice"
+            time.sleep(0.02)
+
+    def kill_libvirtd(self) -> None:
+        self.host.kill()
+        self.host.start()
+
+    def kill_both(self) -> None:
+        pid = int(next((self.host.directory / "r/libvirt/qemu/run").glob(f"{self.domain.name()}.pid")).read_text())
+        self.host.kill()
+        os.kill(pid, signal.SIGKILL)
+        self.host.start()
+
+    def restart_libvirtd(self) -> None:
+        self.host.stop()
+        self.host.start()
+
+    def destroy(self) -> None:
+        self.domain.destroy()
+
+    def destroy_and_start(self) -> None:
+        self.domain.destroy()
+        self.world.assert_disks_hold()
+        self.domain.create()
+
+    def reset(self) -> None:
+        self.domain.reset()
+
+    def suspend_and_resume(self) -> None:
+        self.domain.suspend()
+        self.domain.resume()
+
+    def resize_a_disk(self) -> None:
+        with suppress(libvirt.libvirtError):  # not while a block job has the disk
+            self.domain.blockResize("vda", 5 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            self.world.guest.model["vda"].extend(bytes(1 * MIB))
+
+    def detach_a_disk(self) -> None:
+        """From the definition; the guest, which has no operating system, would not let it go."""
+        self.detached = self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        disk = self.detached.partition("<target dev='vdb'")
+        begin, end = disk[0].rindex("<disk "), self.detached.index("</disk>", len(disk[0])) + len("</disk>")
+        self.domain.detachDeviceFlags(self.detached[begin:end], libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        self.disk = self.detached[begin:end]
+
+    def foreign_snapshot(self) -> None:
+        place = self.world.bed.directory / "foreign.qcow2"
+        xml = f"""<domainsnapshot><disks><disk name='vda' snapshot='external'><source file='{place}'/></disk>
+            <disk name='vdb' snapshot='no'/></disks></domainsnapshot>"""
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        with suppress(libvirt.libvirtError):  # not while a block job has the disk
+            self.domain.snapshotCreateXML(xml, flags)
+
+    def repair(self) -> None:
+        """What the owner does afterwards."""
+        if hasattr(self, "disk") and "dev='vdb'" not in self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
+            self._attach_again()
+        if (self.world.bed.directory / "foreign.qcow2").exists():
+            self._commit_foreign()
+
+    def _attach_again(self) -> None:
+        live = self.domain.XMLDesc() if self.domain.isActive() else self.detached
+        part = live.partition("<target dev='vdb'")[0]
+        source = part[part.rindex("<disk "):].split("<source file='")[1].split("'")[0]
+        old = self.disk.split("<source file='")[1].split("'")[0]
+        self.domain.attachDeviceFlags(self._now(old, source), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+    def _now(self, old: str, source: str) -> str:
+        """The disk as the running VM has it; libvirt reads what is below from the headers."""
+        head, _, tail = self.disk.replace(old, source, 1).partition("<backingStore")
+        kind = "qcow2" if source.endswith(".qcow2") else "raw"
+        text = f"{head}<target{tail.rpartition('<target')[2]}" if tail else head
+        return text.replace("type='raw'", f"type='{kind}'").replace("type='qcow2'", f"type='{kind}'")
+
+    def _commit_foreign(self) -> None:
+        domain = self.domain
+        was_running = domain.isActive()
+        if not was_running:
+            domain.create()
+        below = self.world.guest.sources()["vda"][1]
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
+        domain.blockCommit("vda", below, None, 0, flags)
+        deadline = time.monotonic() + 30
+        while ((job := domain.blockJobInfo("vda")) and job["cur"] < job["end"]) or not job["end"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        (self.world.bed.directory / "foreign.qcow2").unlink()
+
+
+EVENTS = [name for name in vars(Events) if not name.startswith("_") and name not in ("domain", "repair")]
+
+
+def stopped_at(world: World, point: str, event: Callable[[], None], delay: float | None, *command: str) -> Answer:
+    """The command's answer, with something done while it stood at a point, or so many seconds after it went on."""
+
+    def meanwhile(pid: int) -> None:
+        while alive(pid):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                break
+            time.sleep(0.005)
+        else:
+            pytest.fail(f"never came to {point}")
+        if delay is None:
+            event()
+        os.kill(pid, signal.SIGCONT)
+        if delay is not None:
+            time.sleep(delay)
+            event()
+
+    world.begun, world.history = world.guest.frozen_model(), []
+    environment = {"RAKSHA_CRASH_AT": point, "RAKSHA_CRASH_SIGNAL": "STOP"}
+    return world.local.during(meanwhile, environment, *command, "--json")
+
+
+def assert_clean_end(answer: Answer) -> None:
+    """A result, or an error with a name; nothing that nobody thought of."""
+    assert answer.code != KILLED and "Traceback" not in answer.err, answer
+    if answer.code:
+        assert answer.error not in ("error", "host_failed"), answer
+
+
+def settles(world: World, events: Events, answer: Answer) -> None:
+    assert_clean_end(answer)
+    guest = world.guest
+    if not guest.machine.running:
+        world.assert_disks_hold()
+        guest.start()
+    events.repair()
+    world.write()
+    world.adopt_new_points()
+    following = world.backup()
+    assert_right_and_clean(world, following)
+    again = world.backup()
+    assert all(disk["mode"] == "delta" for disk in again.disks().values()), again.how()
+    assert_right_and_clean(world, again)
+    world.restart()
+
+
+def assert_right_and_clean(world: World, answer: Answer) -> None:
+    world.assert_nothing_left()
+    world.assert_right(answer.run)
+
+
+def chosen(points: list[str], count: int) -> list[tuple[str, str]]:
+    """Pairs of point and event: all, or so many that every point and every event come up."""
+    pairs = [(point, event) for event in EVENTS for point in points]
+    if not count:
+        return pairs
+    return [(points[number % len(points)], EVENTS[number % len(EVENTS)]) for number in range(max(count, len(EVENTS)))]
+
+
+@pytest.mark.parametrize(("point", "event"), chosen(BACKUP, wanted_sample(SAMPLE)))
+def test_during_a_backup(session_host: SessionHost, world: World, point: str, event: str) -> None:
+    events = Events(world, session_host)
+    command = ("backup", world.guest.uuid, *world.options)
+    answer = stopped_at(world, point, getattr(events, event), None, *command)
+    settles(world, events, answer)
+
+
+@pytest.mark.parametrize(("point", "event"), chosen(RELEASE, wanted_sample(4))[: wanted_sample(4) or None])
+def test_during_a_release(session_host: SessionHost, world: World, point: str, event: str) -> None:
+    events = Events(world, session_host)
+    answer = stopped_at(world, point, getattr(events, event), None, "release", world.guest.uuid)
+    settles(world, events, answer)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05][: None if wanted_sample(1) == 0 else 2])
+@pytest.mark.parametrize(
+    ("command", "point"), [("backup", "libvirt.blockCommit"), ("release", "libvirt.blockJobAbort")]
+)
+def test_libvirtd_dies_inside_a_block_job(
+    session_host: SessionHost, world: World, command: str, point: str, delay: float
+) -> None:
+    """A moment after the call was made: before, in the middle of it, or after it."""
+    events = Events(world, session_host)
+    options = world.options if command == "backup" else ()
+    answer = stopped_at(world, point, events.kill_libvirtd, delay, command, world.guest.uuid, *options)
+    settles(world, events, answer)
+
+
+def test_a_guest_that_writes_is_killed_in_the_middle(session_host: SessionHost, bed: Bed, tmp_path: Path) -> None:
+    """A real one, with its own acknowledgements: QEMU and libvirtd die while its disks are read and merged."""
+    with world_on(bed, tmp_path) as world:
+        bed.qcow2("base2")
+        vm = bed.machine([bed.qcow2("c", None, backing="base2.qcow2"), bed.raw("d")], name="real", pause=0)
+        vm.boot()
+        world.local.good("backup", vm.uuid)
+        for point in ("vault.put.segment", "libvirt.blockCommit.done"):
+            acknowledged = vm.wait_for_records(30)
+
+            def kill_both() -> None:
+                pid = int(next((session_host.directory / "r/libvirt/qemu/run").glob(f"{vm.name}.pid")).read_text())
+                session_host.kill()
+                os.kill(pid, signal.SIGKILL)
+                session_host.start()
+
+            assert_clean_end(stopped_at(world, point, kill_both, None, "backup", vm.uuid))
+            acknowledged = max(acknowledged, vm.last_ack())
+            since = vm.mark()
+            vm.boot()
+            assert vm.verdict(since), "its records are not what it had written"
+            assert vm.last_ack(since) == 0 or vm.last_ack(since) > acknowledged
+            acknowledged = vm.wait_for_records(10)
+            run = world.local.good("backup", vm.uuid).run
+            into = tmp_path / f"out-{point}"
+            into.mkdir()
+            made = world.local.good("restore", run, "--vm", vm.uuid, "--into", into, "--format", "raw").json
+            check_records([(Path(disk["target"]), "raw") for disk in made["disks"]], acknowledged)
+        assert world.local.good("verify", "--data").json["findings"] == []
+        world.local.good("release", vm.uuid)
