@@ -59,6 +59,8 @@ class Settings:
     trash_hours: float = 24.0
     #: give the VM's own file the immutable flag while an overlay of ours stands on it (see docs/safety.md)
     fence: bool = False
+    #: seconds that one call to a vault may take with all its attempts
+    vault_patience: float = 300.0
     #: zstd level; 1 is as good as 3 on disk data and twice as fast
     compression_level: int = 1
 
@@ -79,6 +81,7 @@ _OPTIONS = [
     cfg.IntOpt("overlay_watermark", min=0, help="Bytes free below which a run ends early."),
     cfg.FloatOpt("trash_hours", min=0, help="Hours that an overlay no longer needed is kept."),
     cfg.BoolOpt("fence", help="Make the file below an overlay immutable."),
+    cfg.FloatOpt("vault_patience", min=0, help="Seconds that one call to a vault may take with all its attempts."),
     cfg.IntOpt("compression_level", min=1, max=19, help="zstd level."),
 ]
 

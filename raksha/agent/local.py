@@ -203,7 +203,8 @@ class LocalHost:
 
     @contextmanager
     def _store(self, url: str) -> Iterator[Store]:
-        with closing(open_store(url, cancel=self.cancel)) as store:
+        patience = self.settings.vault_patience
+        with closing(open_store(url, retry_deadline=patience, cancel=self.cancel)) as store:
             yield store
 
     @contextmanager
