@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from raksha.errors import CaptureFailed
 from raksha.states import ReadMode, Reason
 from raksha.virt.libvirt.pull_xml import bitmap_name
 from tests.bed import Bed
@@ -53,6 +54,18 @@ def test_files_and_block_devices(kit: PullKit, system_bed: Bed) -> None:
         subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True)
         shown = subprocess.run(["qemu-img", "info", "-f", "qcow2", path], check=True, capture_output=True, text=True)
         assert "bitmaps" not in shown.stdout
+
+
+def test_scratch_directory_that_qemu_cannot_reach(system_bed: Bed) -> None:
+    closed = system_bed.directory / "closed"
+    closed.mkdir(mode=0o700)
+    with pull_kit_on(system_bed, scratch_dir=closed / "scratch") as kit:
+        guest = Guest(system_bed, [system_bed.qcow2("a", 4 * MIB)])
+        guest.start()
+        with pytest.raises(CaptureFailed, match=r"QEMU cannot get to .*/closed/scratch; set scratch_dir"):
+            kit.run(guest)
+        kit.assert_nothing_left(guest.machine)
+        assert list((closed / "scratch").iterdir()) == [] and bitmaps(guest.machine) == {}
 
 
 def test_place_is_for_qemu_alone(kit: PullKit, system_bed: Bed) -> None:

@@ -275,7 +275,7 @@ class PullPrepared:
             self._guest.backup_begin(xml, checkpoint)
         except LibvirtFailed as error:
             if not self._cleared(session.bitmaps):
-                raise CaptureFailed(vm=self.vm_name, detail=error.fields["detail"]) from error
+                raise CaptureFailed(vm=self.vm_name, detail=_explained(error, session)) from error
             self._guest.backup_begin(xml, checkpoint)
 
     def _cleared(self, bitmaps: Sequence[OwnBitmap]) -> bool:
@@ -327,6 +327,14 @@ class PullPrepared:
             self._session.give_up()
             self._session = None
         self._lock.release()
+
+
+def _explained(error: LibvirtFailed, session: Session) -> str:
+    detail = str(error.fields["detail"])
+    if not pull_place.out_of_reach(session.place):
+        return detail
+    parent = session.place.directory.parent
+    return f"QEMU cannot get to {parent}; set scratch_dir in /etc/raksha/raksha.conf ({detail})"
 
 
 def _found_offline(name: str, disk: SurveyedDisk) -> Found:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,15 @@ def _owner_of(layers: Sequence[Layer]) -> tuple[int, int] | None:
             if stat.S_ISREG(status.st_mode):
                 return status.st_uid, status.st_gid
     return None
+
+
+def out_of_reach(place: Place) -> bool:
+    """Whether the user whose the directory is cannot get there: one above it may be closed to him."""
+    status = place.directory.stat()
+    if os.geteuid() != 0 or status.st_uid == 0:
+        return False
+    who = ["setpriv", f"--reuid={status.st_uid}", f"--regid={status.st_gid}", "--clear-groups"]
+    return subprocess.run([*who, "test", "-w", place.directory], check=False).returncode != 0
 
 
 def remove(place: Place) -> None:
