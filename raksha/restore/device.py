@@ -85,7 +85,7 @@ class BlockDevice:
             for at in range(start, stop, _STEP):
                 yield at, min(_STEP, stop - at)
 
-    def write(self, cluster: int, data: Sequence[bytes]) -> None:
+    def write(self, cluster: int, data: Sequence[bytes | memoryview]) -> None:
         self.spoiled = True
         size = self._geometry.cluster_size
         with writing(self.path):

@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from raksha.restore.context import Context
 from raksha.restore.plan import Entry, Plan, SegmentWork
 from raksha.restore.source import DiskSource
-from raksha.vault.segment import decode
+from raksha.vault.segment import decode_all
 
 Piece = TypeVar("Piece")
 
@@ -26,7 +26,7 @@ Piece = TypeVar("Piece")
 class Sink(Protocol):
     """Takes verified clusters, from several threads."""
 
-    def write(self, cluster: int, data: Sequence[bytes]) -> None:
+    def write(self, cluster: int, data: Sequence[bytes | memoryview]) -> None:
         """Whole clusters that follow each other on the disk, the first one being number `cluster`."""
 
 
@@ -82,7 +82,9 @@ def fetch(plan: Plan, source: DiskSource, sink: Sink, context: Context) -> None:
     in_parallel(plan.work(), one, context)
 
 
-def _clusters(source: DiskSource, piece: SegmentWork, cluster_size: int) -> tuple[dict[tuple[int, bytes], bytes], int]:
+def _clusters(
+    source: DiskSource, piece: SegmentWork, cluster_size: int
+) -> tuple[dict[tuple[int, bytes], memoryview], int]:
     """The verified plain clusters of a piece of work by index and hash; and the bytes of the one request for them."""
     wanted = {(entry.index, entry.hash): source.hashers[entry.layer] for entry in piece.entries}
     row = piece.segment
@@ -91,13 +93,10 @@ def _clusters(source: DiskSource, piece: SegmentWork, cluster_size: int) -> tupl
     last = max(wanted)[0]
     end = row.offset(last) + row.lengths[last]
     body = memoryview(source.store.get(name, start, end - start))
-    plain = {
-        (index, expected): decode(
-            body[ends[index] - start : ends[index + 1] - start], expected, hasher, cluster_size, name=name
-        )
-        for (index, expected), hasher in wanted.items()
-    }
-    return plain, end - start
+    frames = [body[ends[index] - start : ends[index + 1] - start] for index, _ in wanted]
+    hashes = [expected for _, expected in wanted]
+    plain = decode_all(frames, hashes, list(wanted.values()), cluster_size, name)
+    return dict(zip(wanted, plain, strict=True)), end - start
 
 
 def _runs(entries: Sequence[Entry]) -> Iterator[tuple[int, int]]:

@@ -60,7 +60,9 @@ class Target(Sink, Protocol):
         """May be called in every state, and twice."""
 
 
-def cut(data: Sequence[bytes], cluster: int, cluster_size: int, size: int) -> Sequence[bytes | memoryview]:
+def cut(
+    data: Sequence[bytes | memoryview], cluster: int, cluster_size: int, size: int
+) -> Sequence[bytes | memoryview]:
     """`data` without what lies beyond byte `size` of the disk: the padding of its last cluster."""
     over = cluster * cluster_size + len(data) * cluster_size - size
     return data if over <= 0 else [*data[:-1], memoryview(data[-1])[:-over]]
@@ -87,7 +89,7 @@ class RawFile:
         self._geometry = pages.geometry
         self._file.truncate(self._geometry.size)
 
-    def write(self, cluster: int, data: Sequence[bytes]) -> None:
+    def write(self, cluster: int, data: Sequence[bytes | memoryview]) -> None:
         assert self._file is not None
         size = self._geometry.cluster_size
         self._file.write(cut(data, cluster, size, self._geometry.size), cluster * size)
@@ -154,7 +156,7 @@ class Qcow2File:
     def _counts(self, pages: Pages) -> Iterator[tuple[int, int]]:
         return ((number, kinds.count(DATA)) for number, kinds in self._kinds(pages))
 
-    def write(self, cluster: int, data: Sequence[bytes]) -> None:
+    def write(self, cluster: int, data: Sequence[bytes | memoryview]) -> None:
         # data stands in guest order, so clusters that follow each other on the disk do so in the file
         assert self._file is not None
         self._file.write(data, self._place(cluster))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import re
+import struct
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,12 +85,13 @@ class Codec:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
     def compress(self, clusters: Sequence[Buffer]) -> tuple[tuple[int, ...], bytes]:
-        """The length of each cluster's frame, and the body of the segment, padded."""
-        frames = [self._zstd.compress(each) for each in clusters]
+        """The length of each cluster's frame, and the body of the segment, padded. Raises `ValueError` for none."""
+        # one call for all: between two calls this thread would have to wait for the interpreter's lock
+        found = self._zstd.multi_compress_to_buffer(list(clusters), threads=1)
+        frames = [_view(found[index]) for index in range(len(found))]
         lengths = tuple(map(len, frames))
         total = sum(lengths)
-        frames.append(bytes(padded(total) - total))
-        return lengths, b"".join(frames)
+        return lengths, b"".join((*frames, bytes(padded(total) - total)))
 
 
 class _Decompressors(threading.local):
@@ -124,9 +126,45 @@ def decode(
 ) -> bytes:
     """The plaintext of one cluster, verified. `name` is the segment's, for the error. Raises `ObjectCorrupt`."""
     data = decompress(frame, cluster_size, name)
-    if not hmac.compare_digest(hasher.hash(data), bytes(expected_hash)):
-        raise ObjectCorrupt(name=name, detail="a cluster does not have the hash that the map records")
+    _verify(data, expected_hash, hasher, cluster_size, name)
     return data
+
+
+def decode_all(
+    frames: Sequence[Buffer], expected: Sequence[Buffer], hashers: Sequence[ClusterHasher], cluster_size: int, name: str
+) -> list[memoryview]:
+    """The plaintexts of several frames of one segment, verified: each as `decode` has it, and much faster together.
+
+    `expected` and `hashers`: hash and hasher of each frame. Bytes that follow a frame do no harm and are not noticed.
+    Raises `ObjectCorrupt`.
+    """
+    try:
+        # a frame that says something else of itself could make zstd allocate more
+        sizes = [zstandard.frame_content_size(frame) for frame in frames]
+        if sizes.count(cluster_size) != len(sizes):
+            raise zstandard.ZstdError("a frame declares another size")
+        # one call for all: between two calls this thread would have to wait for the interpreter's lock
+        found = _decompressors.zstd.multi_decompress_to_buffer(
+            list(frames), decompressed_sizes=struct.pack(f"={len(sizes)}Q", *sizes), threads=1
+        )
+    except zstandard.ZstdError as error:
+        for frame, known, hasher in zip(frames, expected, hashers, strict=True):
+            decode(frame, known, hasher, cluster_size, name=name)  # says which frame it is, and what is wrong with it
+        raise ObjectCorrupt(name=name, detail=f"its frames cannot be decompressed ({error})") from error
+    data = [_view(found[index]) for index in range(len(found))]
+    for plain, known, hasher in zip(data, expected, hashers, strict=True):
+        _verify(plain, known, hasher, cluster_size, name)
+    return data
+
+
+def _view(segment: zstandard.BufferSegment) -> memoryview:
+    """Its bytes, which live as long as the view."""
+    return memoryview(segment)  # type: ignore[arg-type]  # typeshed's notion of a buffer needs Python 3.12
+
+
+def _verify(data: Buffer, expected: Buffer, hasher: ClusterHasher, cluster_size: int, name: str) -> None:
+    if len(data) != cluster_size or not hmac.compare_digest(hasher.hash(data), bytes(expected)):
+        raise ObjectCorrupt(name=name, detail="a cluster does not have the hash that the map records")
 
 
 @dataclass(frozen=True, slots=True)

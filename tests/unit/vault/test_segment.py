@@ -1,6 +1,7 @@
 """Segments: frames in, the same plaintext out, and nothing else ever."""
 
 import os
+import random
 from threading import Thread
 
 import blake3
@@ -16,6 +17,7 @@ from raksha.vault.segment import (
     Codec,
     SegmentRow,
     decode,
+    decode_all,
     frame_limit,
     object_name,
     padded,
@@ -46,6 +48,43 @@ def test_every_cluster_comes_back(shapes: list[tuple[int, int]]) -> None:
         assert row.offset(index) == row.offsets()[index]
         assert row.lengths[index] <= frame_limit(CLUSTER)
         assert decode(row.frame(body, index), hashes[index], HASHER, CLUSTER, name=row.name) == plain
+    frames = [row.frame(body, index) for index in range(len(clusters))]
+    assert decode_all(frames, hashes, [HASHER] * len(frames), CLUSTER, row.name) == clusters
+
+
+@given(st.integers(0, 3), st.data())
+@settings(deadline=None)
+def test_one_wrong_frame_among_many_is_found(bad: int, data: st.DataObject) -> None:
+    noise = random.Random(1)
+    clusters = [bytes([number]) * 2000 + noise.randbytes(CLUSTER - 2000) for number in range(4)]
+    row, body, hashes = row_of(clusters)
+    frames = [bytes(row.frame(body, index)) for index in range(4)]
+    hashers = [HASHER] * 4
+    damage = data.draw(st.sampled_from(["flip", "cut", "short", "long", "bomb", "no size", "other", "hash"]))
+    match damage:
+        case "flip":
+            at = data.draw(st.integers(0, len(frames[bad]) - 1))
+            frames[bad] = frames[bad][:at] + bytes([frames[bad][at] ^ 1]) + frames[bad][at + 1 :]
+        case "cut":
+            frames[bad] = frames[bad][: data.draw(st.integers(0, len(frames[bad]) - 1))]
+        case "short":
+            frames[bad] = zstandard.ZstdCompressor().compress(b"x" * (CLUSTER - 1))
+        case "long":
+            frames[bad] = zstandard.ZstdCompressor().compress(b"x" * (CLUSTER + 1))
+        case "bomb":
+            frames[bad] = zstandard.ZstdCompressor().compress(bytes(1 << 24))
+        case "no size":
+            frames[bad] = zstandard.ZstdCompressor(write_content_size=False).compress(clusters[bad])
+        case "other":
+            frames[bad] = frames[bad - 1]
+        case "hash":
+            hashers[bad] = ClusterHasher(bytes(32))
+    try:
+        decoded = decode_all(frames, hashes, hashers, CLUSTER, row.name)
+    except ObjectCorrupt as error:
+        assert error.fields["name"] == row.name
+    else:
+        assert damage == "flip" and decoded == clusters, "a flip may hit a bit that means nothing"
 
 
 @pytest.mark.parametrize("size", [4096, 65536, 1 << 17, 1 << 21])
