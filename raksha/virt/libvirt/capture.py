@@ -20,6 +20,7 @@ from raksha.virt.libvirt.domain_xml import Layer, parse_domain
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.lineage import Decision, Lineage, decide
 from raksha.virt.libvirt.machine import read_machine
+from raksha.virt.libvirt.space import SpaceWatch
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
 
 #: from so many frozen layers of ours on, a failed run merges them into one
@@ -134,11 +135,14 @@ class OverlayCapture:
         self._frozen = [] if offline else [layer for disk in found.disks for layer in disk.chain]
         self._stamps = stamps(self._frozen)
         self.machine = read_machine(guest, definition, found.inactive, found.power)
+        self._space = SpaceWatch(guest, journal, settings, {} if offline else self._overlays(), self._servers.close)
         try:
             self.disks = [self._open(disk) for disk in found.disks]
         except BaseException:
             self._servers.close()
             raise
+        if offline is None:
+            self._space.start()
 
     def take_over(self, lock: Lock) -> None:
         """From now on the capture holds the VM."""
@@ -152,8 +156,8 @@ class OverlayCapture:
             disk.chain,
             share=self._offline is not None,
             connections=connections,
-            # A VM that is started writes under our reading: that is no damage.
-            explain=self._offline.check if self._offline else None,
+            # A VM that is started writes under our reading, or the run was given up: that is no damage.
+            explain=self._offline.check if self._offline else self._space.check,
         )
         self._servers.callback(server.close)
         parent = self._request.since.get(disk.target)
@@ -167,7 +171,13 @@ class OverlayCapture:
         )
         return OverlayDisk(disk, server, decision, parent.backupjobrun if parent else None)
 
+    def _overlays(self) -> dict[str, str]:
+        """Those of this run, by target."""
+        layers = self._journal.layers(self._guest.uuid)
+        return {layer.target: layer.file.path for layer in layers if layer.run == self._request.backupjobrun}
+
     def check(self) -> None:
+        self._space.check()
         if self._offline is not None:
             self._offline.check()
             # The top layer holds everything since earlier runs, so everything since this one, too. Noted before the run
@@ -200,7 +210,7 @@ class OverlayCapture:
 
     def _advance(self, disk: SurveyedDisk) -> list[str]:
         own = disk.lineage.own
-        if not own or self._offline is not None or not self._guest.is_active():
+        if not own or self._offline is not None or self._space.tripped or not self._guest.is_active():
             return []  # a later run merges them: until then they are simply part of the chain
         return Committer(self._guest, self._journal, self._settings).merge(disk.target, own, self._request.backupjobrun)
 
@@ -218,7 +228,7 @@ class OverlayCapture:
         That one then counts from all their runs, since it holds more than each of them asks for.
         """
         own = disk.lineage.own
-        if len(own) < _MANY_LAYERS or self._offline is not None:
+        if len(own) < _MANY_LAYERS or self._offline is not None or self._space.tripped:
             return
         with suppress(RakshaError, OSError):  # it was one more attempt; the layers stay as they are
             if self._guest.is_active():
@@ -226,6 +236,7 @@ class OverlayCapture:
                 Committer(self._guest, self._journal, self._settings).merge(disk.target, own[:-1])
 
     def _close(self) -> None:
+        self._space.stop()
         self._servers.close()
         if self._offline is not None:
             self._offline.close()

@@ -245,15 +245,14 @@ class Guest:
         self._call(f"watch the growth of disk {disk}", self._domain.setBlockThreshold, disk, size, 0)
 
     @contextmanager
-    def growth_events(self) -> Iterator[threading.Event]:
-        """An event that is set when a file grew beyond what `tell_when_beyond` said. Clear it to wait again."""
-        grown = threading.Event()
+    def growth_events(self, grown: threading.Event) -> Iterator[None]:
+        """`grown` is set whenever a file grew beyond what `tell_when_beyond` said."""
 
         def happened(*_: Any) -> None:
             grown.set()
 
         with self._watching(libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_THRESHOLD, happened):
-            yield grown
+            yield
 
     # -- life ---------------------------------------------------------------------------------------
 

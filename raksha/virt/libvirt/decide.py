@@ -134,10 +134,11 @@ def _relief(seen: Seen) -> list[Action]:
     """A guest that stands still because an overlay of ours found no space. Other full disks are the owner's."""
     if not seen.stopped_by_disk:
         return []
-    full = [disk for disk in seen.disks if disk.full]
-    ours = [(disk, own) for disk in full if (own := _own_on_top(seen, disk.live))]
-    if not ours or len(ours) != len(full):
+    ours = [(disk, own) for disk in seen.disks if (own := _own_on_top(seen, disk.live))]
+    full = {disk.target for disk in seen.disks if disk.full}
+    if not full or not full <= {disk.target for disk, _ in ours}:
         return []
+    # All of them: those that have not run into it yet are about to.
     return [*(Action(Do.RELIEVE, disk.target, _paths(own)) for disk, own in ours), Action(Do.RESUME)]
 
 

@@ -81,7 +81,7 @@ class Source(Protocol):
     changes: str | None
     #: the disk below is written to while it is asked about, and the server keeps what was there
     moving: bool
-    #: called when a read fails; it may raise an error that says more
+    #: called when reading fails; it may raise an error that says more
     explain: Callable[[], None] | None
 
     def connect(self, *, contexts: bool = False) -> nbd.NBD:
@@ -123,9 +123,11 @@ class Server:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, env=environment
             )
         self._closing = threading.Lock()
+        self._serving = False
         try:
             #: bytes, as the guest saw the disk
             self.size = self._first_answer()
+            self._serving = True
         except BaseException:
             self.close()
             raise
@@ -153,6 +155,8 @@ class Server:
                 add_contexts(handle, self)
             handle.connect_unix(str(self.socket))
         except nbd.Error as error:
+            if self._serving and self.explain is not None:
+                self.explain()
             raise self._failed(error.string) from error
         return handle
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from raksha.config import Settings
@@ -136,7 +137,9 @@ class _Recovery:
         self.notes.append(f"disk {target}: its definition did not name the overlay, which was merged into it")
 
     def _relieve(self, action: Action, _seen: Seen) -> None:
-        self._committer.pivot(action.target or "", self._layers(action))
+        # Not to the trash, which would lie on the file system that is full.
+        committer = Committer(self._guest, self._journal, replace(self._settings, trash_hours=0))
+        committer.pivot(action.target or "", self._layers(action))
         self.notes.append(f"disk {action.target}: its overlay had no space left and was merged back")
 
     def _resume(self, _action: Action, _seen: Seen) -> None:
