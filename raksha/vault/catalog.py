@@ -199,7 +199,8 @@ def read_vault(store: Store) -> VaultDocument:
     try:
         data = store.get(names.VAULT)
     except ObjectMissing:
-        found = next(iter(store.names(BACKUPS)), None)
+        # A key alone was left by somebody who was killed while making a vault here, before anything else was written.
+        found = next((name for name in store.names(BACKUPS) if not name.startswith(names.KEYS)), None)
         if found is None:
             raise VaultNotFound(url=store.url) from None
         raise VaultForeign(url=store.url, detail=f"{found} stands there, but no {names.VAULT}") from None

@@ -124,6 +124,11 @@ class World:
         found = self.guest.sources(inactive=not self.guest.machine.running)
         return {target: [path for path in paths if OVERLAY in path] for target, paths in found.items()}
 
+    def merging(self, target: str) -> bool:
+        """A block job of this disk is under way."""
+        machine = self.guest.machine
+        return machine.running and bool(machine.domain.blockJobInfo(target))
+
     # -- commands -----------------------------------------------------------------------------------
 
     def backup(self, *arguments: str) -> Answer:

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.bed, pytest.mark.timeout(3600)]
 ONCE = ["401", "403", "404", "412", "413", "422", "429", "500", "503", "507",
         "dropped", "unheard", "short", "wrong_etag", "cut", "flipped", "slow"]  # fmt: skip
 #: how many pairs of request and fault the ordinary test run takes
-SAMPLE = 24
+SAMPLE = 18
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def assert_named(answer: Answer) -> None:
         assert "Traceback" not in answer.err, answer
 
 
-def after(world: World, proxy: FaultyProxy) -> None:
+def after(world: World, proxy: FaultyProxy, *, restore: bool = True) -> None:
     """The vault is well again."""
     proxy.fault = None
     world.write()
@@ -94,7 +94,8 @@ def after(world: World, proxy: FaultyProxy) -> None:
     assert answer.warnings == []
     world.assert_increment(answer, touched)
     world.assert_nothing_left()
-    assert world.restored(answer.run) == world.truth[answer.run]
+    if restore:
+        assert world.restored(answer.run) == world.truth[answer.run]
 
 
 def pairs(kinds: list[str], count: int) -> list[tuple[str, str]]:
@@ -120,7 +121,7 @@ def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
             survived += answer.code == 0
             if what in ("500", "503", "429", "dropped", "slow") or (what == "401" and request != "GET login"):
                 assert answer.code == 0, f"worth another attempt: {answer}"
-            after(world, proxy)
+            after(world, proxy, restore=number % 4 == 3)
         except BaseException as error:
             error.add_note(f"{what} at {request}, which is {number + 1} of {len(chosen)}")
             raise

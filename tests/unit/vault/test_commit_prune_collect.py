@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,6 +88,22 @@ def test_a_place_that_is_no_vault_says_so(tmp_path: Path) -> None:
     with pytest.raises(VaultForeign, match="holiday"):
         open_catalog_for_writing(store, ME)
     assert list(store.names(BACKUPS)) == [f"{BACKUPS}/holiday.jpg"]
+
+
+@pytest.mark.parametrize("changes", [0, 1, 2])
+def test_who_died_while_making_a_vault_is_not_in_the_way_of_the_next(tmp_path: Path, changes: int) -> None:
+    store = Dying()
+    store.left = changes
+    with suppress(Died):
+        establish(plan_catalog(store, ME))
+    store.left = 10**9
+    try:
+        catalog = open_catalog_for_writing(store, ME)
+    except VaultNotFound:
+        catalog = plan_catalog(store, ME)
+        establish(catalog)
+    assert catalog.listing().runs == []
+    assert open_catalog_for_writing(store, ME).vault == catalog.vault
 
 
 def test_a_planned_vault_is_made_once_and_only_when_asked(tmp_path: Path) -> None:
