@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional lint types imports bench quickstart clean
+.PHONY: help setup test unit contract functional crash-walk soak lint types imports bench quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,13 @@ contract: ## the vault's contract against every store, a real Swift among them
 
 functional: ## tests with real guests, libvirt, qemu-img and Swift
 	./run-tests functional
+
+crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (an hour or two)
+	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -n 1 -s -k "crash_walk or kills or vault_faults"
+
+soak: ## random events and the oracle after each: make soak SECONDS=600 SEED=1
+	scripts/setup --tests
+	.venv/bin/python -m tests.soak --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
 lint: ## ruff
 	./run-tests lint
