@@ -16,7 +16,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _on_signals(cancel)
     from raksha.cmd.call import call
 
-    return call(arguments, cancel)
+    code = call(arguments, cancel)
+    # it is done: what comes while Python clears up must not make it look otherwise
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return code
 
 
 def _on_signals(cancel: threading.Event) -> None:
