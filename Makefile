@@ -38,7 +38,7 @@ imports: ## the layers of docs/architecture.md
 
 bench: ## measure against qemu-img, borg and restic
 	scripts/setup --bench
-	for script in benchmarks/*.py; do .venv/bin/python $$script || exit 1; done
+	.venv/bin/python -m benchmarks.run
 
 quickstart: ## back up and restore a real VM, and tell what happened
 	./quickstart
