@@ -346,6 +346,23 @@ def test_snapshot_that_only_the_running_vm_had(kit: Kit, guest: Guest) -> None:
     kit.run(guest)
 
 
+@pytest.mark.bed
+def test_a_guest_that_was_left_frozen(kit: Kit, bed: Bed) -> None:
+    """The host went down with Raksha and its watchdog between freeze and thaw, and the VM was resumed as it was."""
+    vm = bed.machine([bed.raw("a", 24 * MIB)], mode="fs")
+    vm.boot()
+    vm.wait_for_records(2)
+    kit.journal.begin("freeze", vm=vm.uuid)
+    vm.domain.fsFreeze()
+    assert vm.agent("guest-fsfreeze-status") == "frozen"
+    local = Local(bed.uri, kit.settings.state_dir, "file:///nowhere")
+    dry = local.good("recover", "--dry-run", vm.uuid).json["vms"][0]
+    assert any("thaw" in action for action in dry["actions"]) and vm.agent("guest-fsfreeze-status") == "frozen"
+    local.good("recover")
+    assert vm.agent("guest-fsfreeze-status") == "thawed" and kit.journal.open_intents() == []
+    vm.wait_for_records(2)
+
+
 def test_recover_command(kit: Kit, guest: Guest, bed: Bed) -> None:
     local = Local(bed.uri, kit.settings.state_dir, "file:///nowhere")
     assert local.good("recover").json == {"vms": []}
