@@ -22,7 +22,7 @@ from tests.functional.local_kit import Answer
 pytestmark = [pytest.mark.bed, pytest.mark.timeout(4 * 3600)]
 
 #: how many points of each walk the ordinary test run takes
-SAMPLE = 3
+SAMPLE = 2
 
 
 @pytest.fixture
