@@ -127,8 +127,8 @@ class DiskPipeline:
         self._disk = disk
         self._geometry = geometry
         self._to = to
-        #: compared with, where the extents may hold more than what changed
-        self._parent = parent if disk.mode is ReadMode.COMPARE or disk.reason is not None else None
+        #: compared with; given where the extents may hold more than what changed (`needs_parent_map`)
+        self._parent = parent
         self._page: tuple[int, ChainPage | None] | None = None
         self._local = threading.local()
         self._readers: list[DiskReader] = []
