@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raksha.journal import Intent, Journal, LayerState, OwnLayer
@@ -19,7 +19,7 @@ from raksha.virt.libvirt.chain import ChainBroken, backing_of, follow
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
 from raksha.virt.libvirt.layer_header import NotQcow2, read_header
-from raksha.virt.libvirt.processes import Process, qemu_of, users_of
+from raksha.virt.libvirt.processes import Process, qemu_of, users_of_files
 
 #: seconds in which a QEMU that is just starting or ending comes to agree with libvirt
 _SETTLE = 5.0
@@ -120,6 +120,8 @@ def observe(guest: Guest, journal: Journal) -> Seen:
     stopped = live is not None and guest.stopped_by_disk()
     full = guest.disks_without_space() if stopped else frozenset()
     layers = journal.layers(guest.uuid)
+    strays = list(_strays(journal, journal.open_intents(guest.uuid), layers))
+    users = _users([*(layer.file.path for layer in layers), *(stray.path for stray in strays)])
     return Seen(
         uuid=guest.uuid,
         name=guest.name,
@@ -127,8 +129,8 @@ def observe(guest: Guest, journal: Journal) -> Seen:
         stopped_by_disk=stopped,
         processes=processes,
         disks=tuple(_disks(guest, live, inactive, full)),
-        overlays=tuple(_overlay(layer, layers) for layer in layers),
-        strays=tuple(_strays(journal, journal.open_intents(guest.uuid), layers)),
+        overlays=tuple(_overlay(layer, layers, users) for layer in layers),
+        strays=tuple(replace(stray, users=users.get(stray.path, ())) for stray in strays),
     )
 
 
@@ -170,7 +172,7 @@ def _headers(disk: Disk) -> tuple[SeenFile, ...] | None:
         return None
 
 
-def _overlay(layer: OwnLayer, known: Sequence[OwnLayer]) -> SeenOverlay:
+def _overlay(layer: OwnLayer, known: Sequence[OwnLayer], users: Mapping[str, tuple[int, ...]]) -> SeenOverlay:
     path = layer.file.path
     if not os.path.lexists(path):
         return SeenOverlay(layer, None, None, (), written=False, base_untouched=None, users=())
@@ -185,7 +187,7 @@ def _overlay(layer: OwnLayer, known: Sequence[OwnLayer]) -> SeenOverlay:
         doubts=tuple(doubts(layer, known)),
         written=holds_data(path),
         base_untouched=_base_untouched(layer),
-        users=_users(path),
+        users=users.get(path, ()),
     )
 
 
@@ -239,12 +241,19 @@ def _base_untouched(layer: OwnLayer) -> bool | None:
     return status.st_mtime_ns == layer.base.modified
 
 
-def _users(path: str) -> tuple[int, ...]:
+def _users(paths: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Processes that have each of the files open; one look at /proc for all."""
+    there = {path: identity for path in paths if (identity := _identity(path)) is not None}
+    users = users_of_files(set(there.values()))
+    return {path: users.get(identity, ()) for path, identity in there.items()}
+
+
+def _identity(path: str) -> tuple[int, int] | None:
     try:
         status = Path(path).stat()
     except OSError:
-        return ()
-    return tuple(users_of(status.st_dev, status.st_ino))
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _strays(journal: Journal, intents: Iterable[Intent], layers: Sequence[OwnLayer]) -> Iterable[SeenStray]:
@@ -254,7 +263,7 @@ def _strays(journal: Journal, intents: Iterable[Intent], layers: Sequence[OwnLay
             continue
         for path in intent.detail["overlays"]:
             if path not in known and not journal.knows(path) and os.path.lexists(path):
-                yield SeenStray(path, intent.run, tuple(_stray_doubts(path, intent.run)), _users(path))
+                yield SeenStray(path, intent.run, tuple(_stray_doubts(path, intent.run)), ())
 
 
 def _stray_doubts(path: str, run: str) -> list[str]:

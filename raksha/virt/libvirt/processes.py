@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -54,20 +55,27 @@ def _open_files(place: Path) -> frozenset[str] | None:
     return frozenset(found)
 
 
-def users_of(device: int, inode: int) -> list[int]:
+def users_of(device: int, inode: int) -> tuple[int, ...]:
     """Processes that have the file open."""
-    found = []
-    for descriptors in _PROC.glob("[0-9]*/fd"):
+    return users_of_files({(device, inode)}).get((device, inode), ())
+
+
+def users_of_files(files: Collection[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Processes that have each of the files (device, inode) open; a file that nobody has open is not among them."""
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for place in _PROC.glob("[0-9]*") if files else ():
         # Processes end while we look, and those of other users do not let us look.
         with suppress(OSError):
-            if any(_is_open(each, device, inode) for each in descriptors.iterdir()):
-                found.append(int(descriptors.parent.name))
+            for file in _identities(place).intersection(files):
+                found[file] = (*found.get(file, ()), int(place.name))
     return found
 
 
-def _is_open(descriptor: Path, device: int, inode: int) -> bool:
-    try:
-        status = descriptor.stat()
-    except OSError:
-        return False
-    return status.st_ino == inode and status.st_dev == device
+def _identities(place: Path) -> set[tuple[int, int]]:
+    """Device and inode of all that a process has open. Raises `OSError`."""
+    found = set()
+    for each in place.joinpath("fd").iterdir():
+        with suppress(OSError):
+            status = each.stat()
+            found.add((status.st_dev, status.st_ino))
+    return found
