@@ -57,7 +57,7 @@ _INTRODUCTION = """\
 Written by `make bench` (`python -m benchmarks.run`); don't edit. The commands are those that a person types
 (`benchmarks/contenders.py`): for Raksha `raksha local backup` and `raksha local restore` on VMs of a libvirt, start of
 the program included. All contenders take turns within each round; figures are medians of {rounds} rounds, and only the
-ratios mean something on another machine.
+ratios mean something on another machine. Rows "CPU" are processor time.
 
 **The disk**: {size} GiB raw, with an ext4 of some {data} MiB of files: a sample of the host's own programs,
 libraries and documents, and {noise} MiB that do not compress. Before each command it is in the page cache, and nothing

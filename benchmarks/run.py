@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import report
-from benchmarks.contenders import Borg, QemuImg, Raksha, Restic, size_of, sync
+from benchmarks.contenders import Borg, QemuImg, Raksha, Ran, Restic, size_of, sync
 from benchmarks.image import make_image
 from benchmarks.machine import Vms, vms
 
@@ -37,6 +37,13 @@ class Figures:
     def note(self, name: str, value: float) -> None:
         self._taken[name].append(value)
         print(f"  {name:24} {value:10.2f}" if value < 1e5 else f"  {name:24} {value / 2**20:8.1f} MiB", file=sys.stderr)
+
+    def ran(self, name: str, ran: Ran) -> Ran:
+        """Both times of a command; for the row `synced`, the wall clock says it all."""
+        self.note(name, ran.seconds)
+        if not name.endswith("synced"):
+            self.note(f"{name}, CPU", ran.cpu)
+        return ran
 
     def medians(self) -> Mapping[str, float]:
         return {name: median(values) for name, values in self._taken.items()}
@@ -82,42 +89,42 @@ class Round:
         self._out = directory / "restored.raw"
 
     def fulls(self) -> None:
-        note, disk = self._figures.note, self._disk
+        note, ran, disk = self._figures.note, self._figures.ran, self._disk
         settle(disk)
-        note("raksha full", self._raksha.full(self._vms.off))
+        ran("raksha full", self._raksha.full(self._vms.off))
         note("raksha stored", size_of(self._raksha.vault))
         settle(disk)
-        note("qemu-img full", seconds := self._qemu.full(disk))
-        note("qemu-img full, synced", seconds + sync(self._qemu.image))
+        qemu = ran("qemu-img full", self._qemu.full(disk))
+        ran("qemu-img full, synced", qemu + sync(self._qemu.image))
         note("qemu-img stored", size_of(self._qemu.image))
         settle(disk)
-        note("borg full", self._borg.full(disk))
+        ran("borg full", self._borg.full(disk))
         note("borg stored", size_of(self._borg.repository))
         settle(disk)
-        note("restic full", self._restic.full(disk))
+        ran("restic full", self._restic.full(disk))
         note("restic stored", size_of(self._restic.repository))
 
     def restores(self) -> None:
-        note, out = self._figures.note, self._out
+        ran, out = self._figures.ran, self._out
         settle(self._raksha.vault)
-        note("raksha restore", self._raksha.restore(out))
+        ran("raksha restore", self._raksha.restore(out))
         if not filecmp.cmp(out, self._disk, shallow=False):
             raise RuntimeError("the restored disk is not the disk")
         out.unlink()
         settle(self._qemu.image)
-        note("qemu-img restore", seconds := self._qemu.restore(out))
-        note("qemu-img restore, synced", seconds + sync(out))
+        qemu = ran("qemu-img restore", self._qemu.restore(out))
+        ran("qemu-img restore, synced", qemu + sync(out))
         out.unlink()
 
     def incrementals(self, number: int, copy: Path) -> None:
-        note, running = self._figures.note, self._vms.running
+        ran, running = self._figures.ran, self._vms.running
         settle(copy)
-        note("raksha full, running", self._raksha.full(running))
+        ran("raksha full, running", self._raksha.full(running))
         self._vms.change(number)
         settle(copy)
-        seconds, sent = self._raksha.incremental(running)
-        note("raksha incremental", seconds)
-        note("raksha incremental sent", sent)
+        took, sent = self._raksha.incremental(running)
+        ran("raksha incremental", took)
+        self._figures.note("raksha incremental sent", sent)
 
     def end(self) -> None:
         self._raksha("release", self._vms.running)
