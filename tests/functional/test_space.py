@@ -37,7 +37,7 @@ def oracle(bed: Bed, pause: int = 0) -> Iterator[Machine]:
     vm.boot()
     vm.wait_for_records(20)
     yield vm
-    vm.wait_for_records(50)
+    vm.wait_for_records(20)
     assert ".raksha-" not in vm.xml() and ".raksha-" not in vm.xml(inactive=True)
     vm.power_off()
     check_records([bed.directory / "a.raw", (bed.directory / "b.qcow2", "qcow2")], vm.last_ack())
@@ -179,7 +179,7 @@ def test_backup_command_says_so(bed: Bed, small: Path, tmp_path: Path) -> None:
     config.write_text(f"[host]\noverlay_reserve_min = {5 * MIB}\noverlay_watermark = {2 * MIB}\ntrash_hours = 0\n")
     local = Local(bed.uri, tmp_path / "state", f"file://{tmp_path}/vault")
     with oracle(bed) as vm:
-        vm.wait_for_records(200)
+        vm.wait_for_records(50)
         answer = local("backup", vm.uuid, "--overlay-dir", small, "--config", config, "--workers", "1")
         if answer.code == 0:  # it was quicker than the guest; the overlay that it left fills up now
             wait_until(lambda: stopped(vm), "the overlay did not fill up")
