@@ -1,6 +1,7 @@
 """Settings, read once at the entry point and passed in as one frozen record.
 
-Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config` (oslo.config), command-line options.
+Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config` (`config_file.py`), options of the
+command line.
 Nothing else in Raksha reads a configuration file or an environment variable, except `vault/address.py` for the
 usual OS_*/ST_* credentials.
 """
@@ -8,10 +9,9 @@ usual OS_*/ST_* credentials.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
 from pathlib import Path
 
-from oslo_config import cfg
+from msgspec import Struct
 
 
 def default_state_dir() -> Path:
@@ -26,8 +26,7 @@ def default_libvirt_uri() -> str:
     return "qemu:///system" if os.geteuid() == 0 else "qemu:///session"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(Struct, frozen=True):
     """What the engine on one host needs to know."""
 
     #: connection to the hypervisor
@@ -65,42 +64,19 @@ class Settings:
     compression_level: int = 1
 
 
-_OPTIONS = [
-    cfg.StrOpt("libvirt_uri", help="Connection to the hypervisor."),
-    cfg.StrOpt("state_dir", help="Directory of the journal, locks, sockets and spool files."),
-    cfg.StrOpt("engine", choices=["auto", "overlay", "pull"], help="How VMs are captured."),
-    cfg.StrOpt("overlay_dir", help="Directory of overlays; unset: beside the disk they grow on."),
-    cfg.StrOpt("scratch_dir", help="Directory of scratch files and sockets during a backup by the engine pull."),
-    cfg.IntOpt("workers", min=1, max=64, help="Threads that read, hash, compress and send."),
-    cfg.FloatOpt("freeze_deadline", min=1, max=60, help="Seconds a guest may stay frozen."),
-    cfg.IntOpt("agent_timeout", min=1, max=60, help="Seconds to wait for an answer of the guest agent."),
-    cfg.FloatOpt("commit_timeout", min=1, help="Seconds to wait for a block job."),
-    cfg.FloatOpt("overlay_reserve", min=0, max=1, help="Free space an overlay wants, as a share of the disk."),
-    cfg.IntOpt("overlay_reserve_min", min=0, help="The least of that, in bytes."),
-    cfg.IntOpt("overlay_reserve_max", min=0, help="The most of that, in bytes."),
-    cfg.IntOpt("overlay_watermark", min=0, help="Bytes free below which a run ends early."),
-    cfg.FloatOpt("trash_hours", min=0, help="Hours that an overlay no longer needed is kept."),
-    cfg.BoolOpt("fence", help="Make the file below an overlay immutable."),
-    cfg.FloatOpt("vault_patience", min=0, help="Seconds that one call to a vault may take with all its attempts."),
-    cfg.IntOpt("compression_level", min=1, max=19, help="zstd level."),
-]
-
-
 def load(path: Path | None = None, **overrides: object) -> Settings:
     """Settings from a file (default: `/etc/raksha/raksha.conf` if it is there) and `overrides` that are not None.
 
-    Raises `oslo_config.cfg.Error` for a file that cannot be read or holds a wrong value.
+    Raises `SettingsWrong` for a file that cannot be read or holds a wrong value.
     """
-    conf = cfg.ConfigOpts()
-    conf.register_opts(_OPTIONS, group="host")
-    standard = Path("/etc/raksha/raksha.conf")
-    files = [path] if path else [standard] if standard.exists() else []
-    try:
-        conf([], project="raksha", default_config_files=[str(each) for each in files], default_config_dirs=[])
-    except (OSError, UnicodeDecodeError) as error:
-        raise cfg.ConfigFileParseError(str(files[0]), str(error)) from error
     values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
-    values |= {each.name: conf.host[each.name] for each in fields(Settings) if conf.host[each.name] is not None}
+    standard = Path("/etc/raksha/raksha.conf")
+    file = path or (standard if standard.exists() else None)
+    if file is not None:
+        # a third of the time that a short command takes to start, for nothing where there is no file
+        from raksha.config_file import read
+
+        values |= read(file)
     values |= {name: value for name, value in overrides.items() if value is not None}
     for name in ("state_dir", "overlay_dir", "scratch_dir"):
         if values.get(name) is not None:

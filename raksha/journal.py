@@ -19,10 +19,11 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from raksha import crash
 from raksha.errors import JournalUnusable, VaultBusy, VmBusy
@@ -91,8 +92,7 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
-@dataclass(frozen=True, slots=True)
-class FileId:
+class FileId(Struct, frozen=True):
     """A file or block device as it was seen."""
 
     path: str
@@ -101,8 +101,7 @@ class FileId:
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
+class Base(Struct, frozen=True):
     """The VM's own file, on which our lowest layer stands."""
 
     file: FileId
@@ -114,8 +113,7 @@ class Base:
     modified: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class OwnLayer:
+class OwnLayer(Struct, frozen=True):
     """An overlay that Raksha made. It and the layers above it hold every write since the snapshots of `counts_from`."""
 
     vm: str
@@ -129,8 +127,7 @@ class OwnLayer:
     counts_from: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class OwnBitmap:
+class OwnBitmap(Struct, frozen=True):
     """A dirty bitmap of ours on one disk. While it is whole, it holds every write since `run`.
 
     So it does for the other runs of `counts_from`, together with what it had held when they were made (`held`).
@@ -149,8 +146,7 @@ class OwnBitmap:
     counts_from: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Trashed:
+class Trashed(Struct, frozen=True):
     """An overlay that was put away, and is to be deleted after a while."""
 
     path: str
@@ -161,8 +157,7 @@ class Trashed:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Fenced:
+class Fenced(Struct, frozen=True):
     """A VM's own file to which we gave, or were about to give, the immutable flag."""
 
     path: str
@@ -171,8 +166,7 @@ class Fenced:
     inode: int
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(Struct, frozen=True):
     id: int
     operation: str
     run: str | None

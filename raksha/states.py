@@ -71,3 +71,10 @@ class Consistency(StrEnum):
     OFFLINE = "offline"
     #: the VM was paused
     PAUSED = "paused"
+
+
+class Format(StrEnum):
+    """Of a restored disk."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from msgspec import Struct
 
 #: bytes; the default cluster of a map (a field of the map, never assumed from here when reading)
 CLUSTER_SIZE = 65536
@@ -17,8 +18,7 @@ class ExtentKind(IntEnum):
     ZERO = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(Struct, frozen=True):
     """A stretch of a disk. What no extent names is unchanged (delta) or zero (full, compare)."""
 
     #: bytes from the start of the disk
@@ -32,8 +32,7 @@ class Extent:
         return self.start + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(Struct, frozen=True):
     """Size of a disk and the grid it is cut into."""
 
     #: bytes, any number
@@ -57,8 +56,7 @@ class Geometry:
         return -(-self.clusters // self.page_clusters)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ResourceKey:
+class ResourceKey(Struct, frozen=True, order=True):
     """Names one stored disk copy in a vault."""
 
     backupjob: str

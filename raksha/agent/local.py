@@ -11,27 +11,22 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raksha.agent.restore import Restored, RestoreOrder, restore
-from raksha.agent.verify import verify_runs
+from msgspec import Struct
+
 from raksha.backup.run import BackupOrder, BackupResult, BackupRun
 from raksha.config import Settings
-from raksha.errors import Damaged, DiskLost, ResourceNotFound, VaultNotFound
+from raksha.errors import VaultNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
-from raksha.restore.context import Context
-from raksha.restore.export import ExportDisk, Exported, export
-from raksha.restore.source import DiskSource
-from raksha.restore.verify import Finding
 from raksha.retention import beyond_last
-from raksha.types import ResourceKey
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog, Listing
 from raksha.vault.collect import Collected, collect
 from raksha.vault.commit import delete_unreadable, open_catalog_for_writing, plan_catalog
-from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary, Writer
+from raksha.vault.metadata import BackupMetadata, RunDocument, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
 from raksha.virt.libvirt.engines import LibvirtEngines
@@ -39,9 +34,14 @@ from raksha.virt.libvirt.hook import install_hook, remove_hook
 from raksha.virt.libvirt.host_recovery import VmRecovery, recover
 from raksha.virt.libvirt.listing import VmEntry, list_vms
 
+if TYPE_CHECKING:
+    from raksha.agent.restore import Restored, RestoreOrder
+    from raksha.restore.context import Context
+    from raksha.restore.export import Exported
+    from raksha.restore.verify import Finding
 
-@dataclass(frozen=True, slots=True)
-class Pruned:
+
+class Pruned(Struct, frozen=True):
     """What a prune did, or would do."""
 
     deleted: tuple[RunDocument, ...]
@@ -49,8 +49,7 @@ class Pruned:
     collected: Collected
 
 
-@dataclass(frozen=True, slots=True)
-class LocalHost:
+class LocalHost(Struct, frozen=True):
     """The commands of one host."""
 
     settings: Settings
@@ -124,26 +123,25 @@ class LocalHost:
             run = catalog.find(text)
             return run, [catalog.metadata(key) for key in run.resource_keys()]
 
+    # Backups and lists start without what follows here: it takes a third of their start.
+
     def verify(self, url: str, texts: Sequence[str] = (), *, data: bool = False) -> tuple[int, list[Finding]]:
         """Check restore points (default: all) and what they build on: the number of disk copies, what is wrong."""
+        from raksha.agent.verify import verify_runs
+
         with self._reading(url) as catalog:
+            context = self._context()
             if texts:
-                return verify_runs(catalog, [catalog.find(text) for text in texts], self._context(), data=data)
+                return verify_runs(catalog, [catalog.find(text) for text in texts], context, data=data)
             listing = catalog.listing()
-            lost = [Finding(name, error.code, str(error), ()) for name, error in listing.damaged.items()]
-            copies, findings = verify_runs(catalog, listing.runs, self._context(), data=data)
-            return copies, [*lost, *findings]
+            return verify_runs(catalog, listing.runs, context, listing.damaged, data=data)
 
     def restore(self, url: str, text: str, order: RestoreOrder) -> Restored:
         """A VM, or disks of one, from a restore point. Nothing half-made is left, except on a device (it says so)."""
+        from raksha.agent.restore import restore
+
         with self._reading(url) as catalog:
-            run = catalog.find(text, order.vm)
-            vm = catalog.vm(run, order.vm)
-            sources = self._sources(catalog, run, vm, order.disks)
-            metadata = {source.disk: catalog.metadata(self._key(run, vm, source.disk)) for source in sources}
-            uri = self.settings.libvirt_uri
-            machine = catalog.machine(run, vm) if order.new_name is not None else None
-            return restore(order, vm.name, machine, sources, metadata, uri, self._context())
+            return restore(order, catalog, catalog.find(text, order.vm), self.settings.libvirt_uri, self._context())
 
     def export(
         self,
@@ -156,14 +154,11 @@ class LocalHost:
         flatten: bool = False,
     ) -> list[Exported]:
         """Plain qcow2 files of a VM's disks, each with its chain, or flattened."""
+        from raksha.agent.export import export_disks
+
         with self._reading(url) as catalog:
             run = catalog.find(text, vm)
-            summary = catalog.vm(run, vm)
-            wanted = [
-                ExportDisk(source, [each.resource_key for each in catalog.chain(self._key(run, summary, source.disk))])
-                for source in self._sources(catalog, run, summary, disks)
-            ]
-            return export(wanted, into, self._context(), flatten=flatten)
+            return export_disks(catalog, run, catalog.vm(run, vm), disks, into, self._context(), flatten=flatten)
 
     # -- the host ---------------------------------------------------------------------------------
 
@@ -228,42 +223,12 @@ class LocalHost:
             with journal.vault_lock(catalog.vault.id, url):
                 yield catalog
 
-    def _source(self, catalog: Catalog, vm: VmSummary, key: ResourceKey) -> DiskSource:
-        """Raises `ParentMissing`, `DiskLost`."""
-        chain = catalog.chain(key)
-        try:
-            readers = catalog.readers(chain)
-            hashers = [catalog.hasher(metadata.key_id) for metadata in chain]
-        except Damaged as error:
-            lost = error.fields.get("name")
-            raise DiskLost(
-                disk=key.resource, vm=vm.name, run=key.backupjobrun, object=lost, detail=str(error)
-            ) from error
-        return DiskSource(
-            vm=vm.name,
-            disk=key.resource,
-            run=key.backupjobrun,
-            store=catalog.store,
-            readers=readers,
-            hashers=hashers,
-        )
-
-    def _key(self, run: RunDocument, vm: VmSummary, disk: str) -> ResourceKey:
-        return ResourceKey(run.backupjob, run.backupjobrun, vm.vm, disk)
-
-    def _sources(self, catalog: Catalog, run: RunDocument, vm: VmSummary, disks: Sequence[str]) -> list[DiskSource]:
-        """The disks of a VM at a restore point: all of them, or those named. Raises `ResourceNotFound`."""
-        known = [resource.resource for resource in vm.resources]
-        for disk in disks:
-            if disk not in known:
-                raise ResourceNotFound(run=run.backupjobrun, resource=f"{vm.name}:{disk}")
-        wanted = [target for target in known if not disks or target in disks]
-        return [self._source(catalog, vm, self._key(run, vm, target)) for target in wanted]
-
     def _spool(self) -> Path:
         spool = self.settings.state_dir / "spool"
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         return spool
 
     def _context(self) -> Context:
+        from raksha.restore.context import Context
+
         return Context(self._spool(), self.settings.workers, self.progress, self.cancel)

@@ -14,23 +14,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import Struct, field
+
+from raksha.agent.sources import disk_key, disk_sources
 from raksha.errors import BadArgument, TargetExists, TargetUnusable, VmNotFound
 from raksha.restore.base import Base
 from raksha.restore.context import Context
 from raksha.restore.disk import DiskResult, restore_disks
 from raksha.restore.image_base import ImageBase
 from raksha.restore.leftovers import clear
-from raksha.restore.machine import Format, MachineOrder, Placement, disk_jobs, restore_machine
+from raksha.restore.machine import MachineOrder, Placement, disk_jobs, restore_machine
 from raksha.restore.source import DiskSource
-from raksha.vault.metadata import BackupMetadata, VMMetadata
+from raksha.states import Format
+from raksha.vault.catalog import Catalog
+from raksha.vault.metadata import BackupMetadata, RunDocument, VMMetadata
 from raksha.virt.libvirt.connection import Connection
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreOrder:
+class RestoreOrder(Struct, frozen=True):
     """What a person asked for."""
 
     #: name or UUID; None: the only VM of the restore point
@@ -51,8 +54,7 @@ class RestoreOrder:
     dry_run: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
+class Restored(Struct, frozen=True):
     """What came of it."""
 
     #: name and UUID of the new VM, if one was defined
@@ -62,19 +64,13 @@ class Restored:
     warnings: tuple[str, ...] = ()
 
 
-def restore(
-    order: RestoreOrder,
-    vm: str,
-    machine: VMMetadata | None,
-    sources: Sequence[DiskSource],
-    metadata: Mapping[str, BackupMetadata],
-    libvirt_uri: str,
-    context: Context,
-) -> Restored:
-    """`vm` is the name it had; `machine` is needed for a new VM only.
-
-    Raises `BadArgument` for an order that cannot be, and what restores raise; then nothing was made.
-    """
+def restore(order: RestoreOrder, catalog: Catalog, run: RunDocument, libvirt_uri: str, context: Context) -> Restored:
+    """Raises `BadArgument` for an order that cannot be, and what restores raise; then nothing was made."""
+    summary = catalog.vm(run, order.vm)
+    sources = disk_sources(catalog, run, summary, order.disks)
+    metadata = {source.disk: catalog.metadata(disk_key(run, summary, source.disk)) for source in sources}
+    machine = catalog.machine(run, summary) if order.new_name is not None else None
+    vm = summary.name
     _check(order, [source.disk for source in sources])
     with ExitStack() as stack:
         placements = [

@@ -5,7 +5,7 @@ Promises: one broken object hides no other; every finding names the restore poin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from raksha.errors import Damaged, ParentMissing
 from raksha.restore.context import Context
@@ -17,16 +17,25 @@ from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
 
 
 def verify_runs(
-    catalog: Catalog, runs: Sequence[RunDocument], context: Context, *, data: bool
+    catalog: Catalog,
+    runs: Sequence[RunDocument],
+    context: Context,
+    lost: Mapping[str, Damaged] | None = None,
+    *,
+    data: bool,
 ) -> tuple[int, list[Finding]]:
-    """The number of disk copies that were looked at, and what is wrong. Raises `VaultError`, `Interrupted`."""
+    """The number of disk copies that were looked at, and what is wrong. Raises `VaultError`, `Interrupted`.
+
+    `lost`: why restore points cannot be read at all, by the object that should tell of them.
+    """
+    unreadable = [Finding(name, error.code, str(error), ()) for name, error in (lost or {}).items()]
     documents = _Documents(catalog)
     for run in runs:
         for vm in run.vms:
             context.check()
             documents.look_at(run, vm)
     found = verify(catalog.store, list(documents.copies.values()), context, data=data)
-    return len(documents.copies), [*documents.findings(), *found]
+    return len(documents.copies), [*unreadable, *documents.findings(), *found]
 
 
 class _Documents:

@@ -7,7 +7,8 @@ and grid. Whether the VM's change tracker counts from it is the capture engine's
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.errors import Damaged
 from raksha.states import Reason
@@ -22,8 +23,7 @@ from raksha.virt.capture import BaseImage, Parent
 _CLONES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Parents:
+class Parents(Struct, frozen=True):
     """Per disk target of one VM."""
 
     since: dict[str, Parent | None]
@@ -92,10 +92,15 @@ def pin_for_full(
 
 def _same_base(metadata: BackupMetadata, base: BaseImage | None) -> bool:
     other = metadata.base_image
-    return base is not None and other is not None and (other.path, other.size, other.modified) == (
-        base.path,
-        base.size,
-        base.modified,
+    return (
+        base is not None
+        and other is not None
+        and (other.path, other.size, other.modified)
+        == (
+            base.path,
+            base.size,
+            base.modified,
+        )
     )
 
 

@@ -22,8 +22,9 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, gathered, with_gaps_as_zero
 from raksha.errors import Interrupted, ObjectMissing
@@ -41,8 +42,7 @@ from raksha.virt.capture import DiskCapture, DiskReader
 _CELLS_MAX = 4096
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
+class Destination(Struct, frozen=True):
     """Where clusters go and how they are written."""
 
     store: Store
@@ -58,8 +58,7 @@ class Destination:
     cancel: threading.Event
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
+class Cell(Struct, frozen=True):
     """Something that the map has to say: one cluster of data, or a stretch of zeroes."""
 
     first: int
@@ -70,8 +69,7 @@ class Cell:
     data: Buffer = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Expected:
+class Expected(Struct, frozen=True):
     """What the parent's chain holds from cluster `first` on: columns of one page."""
 
     first: int
@@ -86,8 +84,7 @@ class Expected:
         return self.hashes[at : at + HASH_BYTES]
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(Struct, frozen=True):
     """Work for one reading task."""
 
     runs: list[ClusterRun]
@@ -95,24 +92,21 @@ class Piece:
     expected: Expected | None
 
 
-@dataclass(slots=True)
-class Pack:
+class Pack(Struct):
     """Cells that go into the map together; their data makes one segment."""
 
     cells: list[Cell] = field(default_factory=list)
     clusters: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(Struct, frozen=True):
     cells: list[Cell]
     row: SegmentRow | None
     #: bytes that went to the vault for it
     sent: int
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(Struct, frozen=True):
     """What a disk took, in bytes: see `raksha.vault.metadata.Volume`."""
 
     read: int

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.types import Extent, ExtentKind, Geometry
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterRun:
+class ClusterRun(Struct, frozen=True):
     """Consecutive clusters of one kind."""
 
     first: int

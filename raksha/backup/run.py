@@ -23,7 +23,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 import raksha
 from raksha.backup.disk import store_disk
@@ -43,8 +44,7 @@ from raksha.virt.capture import Capture, CaptureEngine, CaptureRequest, Prepared
 from raksha.virt.group import Group, freeze_together
 
 
-@dataclass(frozen=True, slots=True)
-class BackupOrder:
+class BackupOrder(Struct, frozen=True):
     """What a person asked for."""
 
     #: names or UUIDs
@@ -58,15 +58,13 @@ class BackupOrder:
     quiesce: Quiesce = Quiesce.AUTO
 
 
-@dataclass(frozen=True, slots=True)
-class BackupResult:
+class BackupResult(Struct, frozen=True):
     run: RunDocument
     #: what a person should know although the restore point is good
     warnings: tuple[str, ...]
 
 
-@dataclass(slots=True)
-class BackupRun:
+class BackupRun(Struct):
     """The parts that a run is made with. One use."""
 
     engine: CaptureEngine

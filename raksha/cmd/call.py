@@ -9,12 +9,10 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from oslo_config import cfg
-
 import raksha
 from raksha.cmd import local
 from raksha.cmd.output import Output
-from raksha.errors import HostFailed, Interrupted, NeedsAttention, RakshaError, SettingsWrong
+from raksha.errors import HostFailed, Interrupted, NeedsAttention, RakshaError
 
 
 def call(arguments: Sequence[str] | None, cancel: threading.Event) -> int:
@@ -27,8 +25,6 @@ def call(arguments: Sequence[str] | None, cancel: threading.Event) -> int:
     output = Output(as_json=options.json, quiet=options.quiet)
     try:
         return int(options.call(options, output, cancel))
-    except cfg.Error as error:
-        return _failed(output, SettingsWrong(detail=str(error)))
     except RakshaError as error:
         # what was broken off fails in many ways; only what is left half-done must be told
         asked = cancel.is_set() and not isinstance(error, NeedsAttention)

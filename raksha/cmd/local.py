@@ -6,7 +6,6 @@ import argparse
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import msgspec
 
 from raksha import config
 from raksha.agent.local import LocalHost
-from raksha.agent.restore import RestoreOrder
 from raksha.backup.run import BackupOrder
 from raksha.cmd import told
 from raksha.cmd.output import Output
-from raksha.restore.machine import Format
-from raksha.states import Quiesce
+from raksha.states import Format, Quiesce
 
 Call = Callable[[argparse.Namespace, Output, threading.Event], int]
 
@@ -221,12 +218,14 @@ def _show(options: argparse.Namespace, output: Output, cancel: threading.Event) 
 
 def _verify(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
     copies, findings = _host(options, output, cancel).verify(options.vault, options.run, data=options.data)
-    document = {"copies": copies, "findings": [asdict(finding) for finding in findings]}
+    document = {"copies": copies, "findings": msgspec.to_builtins(findings)}
     output.result(document, told.verified(copies, findings, data=options.data))
     return 6 if findings else 0
 
 
 def _restore(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
+    from raksha.agent.restore import RestoreOrder  # see LocalHost
+
     order = RestoreOrder(
         vm=options.vm,
         disks=tuple(options.disk),
@@ -242,7 +241,7 @@ def _restore(options: argparse.Namespace, output: Output, cancel: threading.Even
     restored = _host(options, output, cancel).restore(options.vault, options.run, order)
     for warning in restored.warnings:
         output.warning(warning)
-    output.result(asdict(restored), told.restored(restored, options.dry_run))
+    output.result(told.plain(restored), told.restored(restored, options.dry_run))
     return 0
 
 
@@ -251,7 +250,7 @@ def _export(options: argparse.Namespace, output: Output, cancel: threading.Event
     files = host.export(
         options.vault, options.run, options.into, vm=options.vm, disks=options.disk, flatten=options.flatten
     )
-    output.result({"files": [asdict(file) for file in files]}, told.exported(files))
+    output.result({"files": told.plain(files)}, told.exported(files))
     return 0
 
 
@@ -285,5 +284,5 @@ def _remove_hook(options: argparse.Namespace, output: Output, cancel: threading.
 
 def _vms(options: argparse.Namespace, output: Output, cancel: threading.Event) -> int:
     vms = _host(options, output, cancel).vms()
-    output.result({"vms": [asdict(vm) for vm in vms]}, told.vms(vms))
+    output.result({"vms": told.plain(vms)}, told.vms(vms))
     return 0

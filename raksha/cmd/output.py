@@ -11,12 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from raksha.errors import RakshaError
 from raksha.progress import Progress, human
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Output(Progress):
@@ -36,11 +37,15 @@ class Output(Progress):
     def step(self, text: str) -> None:
         if not self._silent:
             with self._lock:
-                tqdm.write(plain(text), file=sys.stderr)
+                # beside a bar it is the bar that knows where lines go
+                write = print if self._bar is None else self._bar.write
+                write(plain(text), file=sys.stderr)
 
     def begin(self, label: str, total: int) -> None:
         self._label, self._started, self._done, self._sent = label, time.monotonic(), 0, 0
         if not self._silent and sys.stderr.isatty():
+            from tqdm import tqdm  # a tenth of the start of a command, and most of them draw no bar
+
             self._bar = tqdm(desc=label, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
 
     def advance(self, done: int, sent: int = 0) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from raksha.agent.local import Pruned
-from raksha.agent.restore import Restored
 from raksha.cmd.output import table
 from raksha.errors import BadArgument
 from raksha.progress import human
-from raksha.restore.export import Exported
-from raksha.restore.verify import Finding
-from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
-from raksha.virt.libvirt.host_recovery import DiskState, VmRecovery
-from raksha.virt.libvirt.listing import DiskEntry, VmEntry
+
+if TYPE_CHECKING:
+    from raksha.agent.local import Pruned
+    from raksha.agent.restore import Restored
+    from raksha.restore.export import Exported
+    from raksha.restore.verify import Finding
+    from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+    from raksha.virt.libvirt.host_recovery import DiskState, VmRecovery
+    from raksha.virt.libvirt.listing import DiskEntry, VmEntry
 
 
 def excluded(texts: Sequence[str], vms: Sequence[str]) -> dict[str, frozenset[str]]:
@@ -33,6 +34,11 @@ def excluded(texts: Sequence[str], vms: Sequence[str]) -> dict[str, frozenset[st
             raise BadArgument(argument=f"--exclude {text}", detail=f"{vm} is not among the VMs to back up")
         found[vm] = found.get(vm, frozenset()) | {disk}
     return found
+
+
+def plain(records: object) -> Any:
+    """Records as JSON knows them."""
+    return msgspec.to_builtins(records, enc_hook=str)
 
 
 def moment(seconds: float) -> str:
@@ -171,7 +177,7 @@ def recovery_document(vm: VmRecovery) -> Mapping[str, Any]:
         "uuid": vm.uuid,
         "name": vm.name,
         "power": vm.power,
-        "disks": [asdict(disk) for disk in vm.disks],
+        "disks": msgspec.to_builtins(vm.disks),
         "actions": list(vm.actions),
         "notes": list(vm.notes),
         "trouble": trouble,

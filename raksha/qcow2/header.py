@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.errors import BadName
 from raksha.qcow2.layout import Layout
@@ -30,8 +31,7 @@ _BACKING_NAME_MAX = 1023
 _PROTOCOL = re.compile(r"[^/]*:")
 
 
-@dataclass(frozen=True, slots=True)
-class Backing:
+class Backing(Struct, frozen=True):
     """The image that shows through where this one has nothing."""
 
     #: as QEMU is to open it; a relative one counts from the directory of the image

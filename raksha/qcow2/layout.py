@@ -11,7 +11,7 @@ blocks cover the whole file without gap.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from raksha.types import Geometry
 
@@ -23,8 +23,7 @@ SECTOR = 512
 _ENTRY = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """Offsets and counts of one image; see `plan`."""
 
     cluster_bits: int

@@ -17,7 +17,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.qcow2 import DATA, ZERO
 from raksha.qcow2.header import Backing, header_cluster
@@ -26,8 +27,7 @@ from raksha.qcow2.tables import COPIED, ZERO_ENTRY, big_endian, l1_table, refcou
 from raksha.types import Geometry
 
 
-@dataclass(frozen=True, slots=True)
-class PlacedPage:
+class PlacedPage(Struct, frozen=True):
     """Where one page of a disk goes."""
 
     #: bytes from the start of the file

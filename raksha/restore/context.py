@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from raksha.errors import Interrupted
 from raksha.progress import Progress
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(Struct, frozen=True):
     """How to work."""
 
     #: directory of temporary files without names: some 30 bytes for each cluster of a disk

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from raksha.errors import Damaged, DeviceHalfWritten, DiskLost
 from raksha.restore.context import Context
@@ -26,8 +27,7 @@ from raksha.restore.source import DiskSource, Pages
 from raksha.restore.targets import Target
 
 
-@dataclass(frozen=True, slots=True)
-class DiskResult:
+class DiskResult(Struct, frozen=True):
     """One restored disk."""
 
     disk: str
@@ -40,8 +40,7 @@ class DiskResult:
     segments: int
 
 
-@dataclass(frozen=True, slots=True)
-class DiskJob:
+class DiskJob(Struct, frozen=True):
     """A disk and where it goes."""
 
     source: DiskSource

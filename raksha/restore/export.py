@@ -20,9 +20,10 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
+
+from msgspec import Struct
 
 from raksha import crash
 from raksha.errors import TargetExists, TargetFailed, TargetUnusable
@@ -48,8 +49,7 @@ class Naming(StrEnum):
     FLAT = "flat"
 
 
-@dataclass(frozen=True, slots=True)
-class ExportDisk:
+class ExportDisk(Struct, frozen=True):
     """A disk at one restore point."""
 
     source: DiskSource
@@ -57,8 +57,7 @@ class ExportDisk:
     keys: Sequence[ResourceKey]
 
 
-@dataclass(frozen=True, slots=True)
-class Exported:
+class Exported(Struct, frozen=True):
     """One file."""
 
     vm: str
@@ -96,8 +95,7 @@ def export(
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class _Image:
+class _Image(Struct, frozen=True):
     """A file to be made."""
 
     source: DiskSource
@@ -141,9 +139,7 @@ def _copies(disks: Sequence[ExportDisk], naming: Naming) -> list[_Image]:
     return list(images.values())
 
 
-def _flattened(
-    disks: Sequence[ExportDisk], naming: Naming, context: Context, stack: ExitStack
-) -> list[_Image]:
+def _flattened(disks: Sequence[ExportDisk], naming: Naming, context: Context, stack: ExitStack) -> list[_Image]:
     paths = _Paths(naming)
     images = []
     for disk in disks:

@@ -10,7 +10,8 @@ from raksha.errors import TargetUnusable
 from raksha.types import Extent
 from raksha.virt.libvirt.chain import ChainBroken, follow
 from raksha.virt.libvirt.domain_xml import Layer
-from raksha.virt.libvirt.nbd import Reader, Server, extents
+from raksha.virt.libvirt.extents import extents
+from raksha.virt.libvirt.nbd import Reader, Server
 
 
 class ImageBase:

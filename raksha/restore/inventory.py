@@ -10,9 +10,10 @@ import sqlite3
 import threading
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+
+from msgspec import Struct
 
 from raksha.vault.segment import SegmentRow
 from raksha.vault.store import Part
@@ -30,8 +31,7 @@ _TABLES = """
 """
 
 
-@dataclass(frozen=True, slots=True)
-class NeededSegment:
+class NeededSegment(Struct, frozen=True):
     """A segment that some map needs."""
 
     id: int
@@ -42,8 +42,7 @@ class NeededSegment:
     disk: int
 
 
-@dataclass(frozen=True, slots=True)
-class NeededObject:
+class NeededObject(Struct, frozen=True):
     """Another object that some map needs: a piece of image tables, a manifest."""
 
     id: int

@@ -18,9 +18,9 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
+
+from msgspec import Struct, field
 
 from raksha import crash
 from raksha.errors import BadName, LibvirtFailed, TargetUnusable
@@ -33,6 +33,7 @@ from raksha.restore.source import DiskSource
 from raksha.restore.targets import Qcow2File, RawFile
 from raksha.restore.thin import ThinJob, ThinResult, thin_job
 from raksha.restore.tpm import put_tpm_state, tpm_directory
+from raksha.states import Format
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.define import NewDisk, PlannedDomain, check_name, define, plan_domain
 
@@ -41,15 +42,7 @@ _NAME = re.compile(r"[^/\x00-\x1f]{1,200}")
 _TPM_STATE = "tpm.tar"
 
 
-class Format(StrEnum):
-    """Of a restored disk."""
-
-    RAW = "raw"
-    QCOW2 = "qcow2"
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True):
     """A disk of the new VM and where it goes."""
 
     source: DiskSource
@@ -62,8 +55,7 @@ class Placement:
     base: Base | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MachineOrder:
+class MachineOrder(Struct, frozen=True):
     """What to make."""
 
     #: of the new VM
@@ -79,8 +71,7 @@ class MachineOrder:
     start: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RestoredMachine:
+class RestoredMachine(Struct, frozen=True):
     """A VM that is there."""
 
     name: str

@@ -25,10 +25,11 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import compress, groupby
 from pathlib import Path
 from types import TracebackType
+
+from msgspec import Struct
 
 from raksha.restore.source import Pages
 from raksha.types import Geometry
@@ -44,8 +45,7 @@ MAX_ENTRIES = 16384
 _ONLY_DATA = bytes(1 if kind == DATA else 0 for kind in range(256))
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """One cluster of the disk and where its content is."""
 
     #: number of the cluster on the disk
@@ -57,8 +57,7 @@ class Entry:
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentWork:
+class SegmentWork(Struct, frozen=True):
     """A segment and the clusters that come from it, in guest order."""
 
     segment: SegmentRow

@@ -22,9 +22,7 @@ def get_segment(store: Store, row: SegmentRow) -> bytes:
 def cluster_hashes(body: bytes, row: SegmentRow, hasher: ClusterHasher, cluster_size: int) -> list[bytes]:
     """The hash of every cluster, proven by the segment's digest. Raises `ObjectCorrupt`."""
     view, name = memoryview(body), row.name
-    hashes = [
-        hasher.hash(decompress(view[start:end], cluster_size, name)) for start, end in pairwise(row.offsets())
-    ]
+    hashes = [hasher.hash(decompress(view[start:end], cluster_size, name)) for start, end in pairwise(row.offsets())]
     if segment_digest(hashes) != row.digest:
         raise ObjectCorrupt(name=name, detail="its clusters do not have the digest that names it")
     return hashes

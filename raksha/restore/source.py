@@ -7,8 +7,9 @@ concern to a restore.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from raksha.types import Geometry
 from raksha.vault.chain import Chain, ChainPage
@@ -17,8 +18,7 @@ from raksha.vault.segment import ClusterHasher
 from raksha.vault.store import Store
 
 
-@dataclass(frozen=True, slots=True)
-class DiskSource:
+class DiskSource(Struct, frozen=True):
     """A disk at one restore point."""
 
     #: as a person knows them; they end up in errors

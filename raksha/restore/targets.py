@@ -60,9 +60,7 @@ class Target(Sink, Protocol):
         """May be called in every state, and twice."""
 
 
-def cut(
-    data: Sequence[bytes | memoryview], cluster: int, cluster_size: int, size: int
-) -> Sequence[bytes | memoryview]:
+def cut(data: Sequence[bytes | memoryview], cluster: int, cluster_size: int, size: int) -> Sequence[bytes | memoryview]:
     """`data` without what lies beyond byte `size` of the disk: the padding of its last cluster."""
     over = cluster * cluster_size + len(data) * cluster_size - size
     return data if over <= 0 else [*data[:-1], memoryview(data[-1])[:-over]]

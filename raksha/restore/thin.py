@@ -17,9 +17,10 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from msgspec import Struct
 
 from raksha.errors import TargetExists
 from raksha.qcow2.header import Backing
@@ -41,8 +42,7 @@ _STRETCH = 64
 _LITTLE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class ThinResult:
+class ThinResult(Struct, frozen=True):
     """A thin restore and what it saved. All in bytes."""
 
     restored: DiskResult
@@ -58,8 +58,7 @@ class ThinResult:
         return self.shared < _LITTLE * (self.shared + self.restored.written)
 
 
-@dataclass(frozen=True, slots=True)
-class ThinJob:
+class ThinJob(Struct, frozen=True):
     """A disk compared with a base: what is left to restore."""
 
     job: DiskJob
@@ -192,8 +191,7 @@ class _Difference:
         return readers.get().pread(start, end - start).ljust(count * size, b"\0") if end > start else b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stretch:
+class _Stretch(Struct, frozen=True):
     page: ChainPage
     #: of the page
     number: int

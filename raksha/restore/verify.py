@@ -20,10 +20,10 @@ import tempfile
 import threading
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import dropwhile, groupby, zip_longest
 
 from blake3 import blake3
+from msgspec import Struct
 
 from raksha.errors import Damaged, ObjectCorrupt, ObjectTruncated, ParentMissing
 from raksha.restore.context import Context
@@ -37,8 +37,7 @@ from raksha.vault.segment import HASH_BYTES, ClusterHasher
 from raksha.vault.store import Part, Store
 
 
-@dataclass(frozen=True, slots=True)
-class CopyToVerify:
+class CopyToVerify(Struct, frozen=True):
     """One stored disk copy, as its metadata describes it."""
 
     key: ResourceKey
@@ -55,8 +54,7 @@ class CopyToVerify:
     parent: ResourceKey | None
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """Something that is wrong with an object."""
 
     #: `container/key`
@@ -68,9 +66,7 @@ class Finding:
     hits: tuple[ResourceKey, ...]
 
 
-def verify(
-    store: Store, copies: Sequence[CopyToVerify], context: Context, *, data: bool = False
-) -> list[Finding]:
+def verify(store: Store, copies: Sequence[CopyToVerify], context: Context, *, data: bool = False) -> list[Finding]:
     """Everything wrong with these copies, sorted by object. Raises `VaultError` errors and `Interrupted` only."""
     with Inventory() as inventory, _Hashes(context) as hashes:
         check = _Check(store, copies, context, inventory, hashes)

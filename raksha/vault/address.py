@@ -13,14 +13,17 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from raksha.errors import BadVaultUrl
 from raksha.vault.crash_store import with_crash_points
-from raksha.vault.credentials import Credentials, from_environment
 from raksha.vault.directory import DirectoryStore
 from raksha.vault.retry import RetryStore
 from raksha.vault.store import Store
+
+if TYPE_CHECKING:
+    from raksha.vault.credentials import Credentials
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -69,6 +72,7 @@ def _swift(url: str, parts: SplitResult, credentials: Credentials | None, timeou
         raise BadVaultUrl(url=_without_secrets(url), detail=detail)
     try:
         # only those who keep a vault in Swift need its client (the extra `swift`)
+        from raksha.vault.credentials import from_environment
         from raksha.vault.swift import SwiftStore
     except ModuleNotFoundError as error:
         raise BadVaultUrl(url=url, detail=f"{error.name} is not installed: pip install 'raksha[swift]'") from error

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.errors import (
     Damaged,
@@ -44,8 +45,7 @@ from raksha.vault.store import BACKUPS, Store
 _PARALLEL = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Struct, frozen=True):
     """What is in a vault."""
 
     #: oldest commit first

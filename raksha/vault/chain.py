@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from heapq import merge
 from itertools import accumulate, groupby, takewhile
+
+from msgspec.structs import replace
 
 from raksha.errors import ChainIncompatible
 from raksha.types import Geometry

@@ -15,8 +15,9 @@ import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
+
+from msgspec import Struct
 
 from raksha.errors import Damaged, ObjectCorrupt, ObjectMissing
 from raksha.types import ResourceKey
@@ -36,8 +37,7 @@ _OURS = re.compile(
 _PARALLEL = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
+class Collected(Struct, frozen=True):
     """What a collection removed, or would remove."""
 
     #: objects

@@ -19,9 +19,9 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from raksha.errors import Damaged, ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
 from raksha.types import ResourceKey
@@ -41,8 +41,7 @@ from raksha.vault.metadata import (
 from raksha.vault.store import Part, Store
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDisk:
+class StoredDisk(Struct, frozen=True):
     """A disk copy whose segments, tables and map are in the vault."""
 
     metadata: BackupMetadata

@@ -204,8 +204,13 @@ class DirectoryStore:
             untouched = time.time() - os.fstat(folder).st_mtime
             with os.scandir(folder) as entries:
                 # a folder sorts by its name and the slash that follows it
-                found = [(f"{each.name}/" if each.is_dir(follow_symlinks=False) else each.name,
-                          each.is_file(follow_symlinks=False)) for each in entries]
+                found = [
+                    (
+                        f"{each.name}/" if each.is_dir(follow_symlinks=False) else each.name,
+                        each.is_file(follow_symlinks=False),
+                    )
+                    for each in entries
+                ]
             for entry, is_file in sorted(found, key=lambda each: os.fsencode(each[0])):
                 full = path + entry
                 if entry.startswith(_TEMPORARY) and is_file and self._prepared:

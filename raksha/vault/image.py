@@ -23,12 +23,12 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import blake3
+from msgspec import Struct
 
 from raksha.errors import ObjectTruncated
 from raksha.qcow2.compressed import CompressedImage
@@ -72,8 +72,7 @@ class ImageSource(Protocol):
     def stored_sizes(self) -> Sequence[int]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class ImageObjects:
+class ImageObjects(Struct, frozen=True):
     """What stands in the vault after `write_image_objects`."""
 
     #: what `Backup` is to be made of; at most `Store.manifest_limit`

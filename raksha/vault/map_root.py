@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 import blake3
+from msgspec import Struct, field
 
 from raksha.errors import ObjectCorrupt, VaultNewer
 from raksha.types import Geometry
@@ -95,8 +95,7 @@ class ObjectRow(NamedTuple):
     manifest: bool
 
 
-@dataclass(slots=True)
-class MapRoot:
+class MapRoot(Struct):
     """Everything in the root, decoded."""
 
     geometry: Geometry

@@ -19,7 +19,6 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from operator import eq
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import BinaryIO
 
 import blake3
 import zstandard
+from msgspec import Struct
 
 from raksha.types import Geometry
 from raksha.vault.map_page import DATA, ZERO, MapPage
@@ -48,8 +48,7 @@ from raksha.vault.segment import CLAIM, HASH_BYTES, Buffer, SegmentRow
 from raksha.vault.store import Part
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltMap:
+class BuiltMap(Struct, frozen=True):
     """A finished map, not yet stored. Valid as long as its builder is open."""
 
     #: BLAKE3 of the root, hexadecimal: it names the object

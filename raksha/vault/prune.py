@@ -63,9 +63,7 @@ def _check(cancel: threading.Event | None) -> None:
         raise Interrupted()
 
 
-def _stand_alone(
-    catalog: Catalog, run: RunDocument, gone: set[str], spool_dir: Path, progress: Progress
-) -> None:
+def _stand_alone(catalog: Catalog, run: RunDocument, gone: set[str], spool_dir: Path, progress: Progress) -> None:
     """Make every disk copy of `run` that builds on something in `gone` a full one."""
     changed: dict[tuple[str, str], BackupMetadata] = {}
     for key in run.resource_keys():

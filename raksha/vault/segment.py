@@ -17,11 +17,11 @@ import re
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
 import blake3
 import zstandard
+from msgspec import Struct
 
 from raksha.errors import ObjectCorrupt
 from raksha.vault.store import SEGMENTS
@@ -167,8 +167,7 @@ def _verify(data: Buffer, expected: Buffer, hasher: ClusterHasher, cluster_size:
         raise ObjectCorrupt(name=name, detail="a cluster does not have the hash that the map records")
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentRow:
+class SegmentRow(Struct, frozen=True):
     """One segment as a map knows it."""
 
     #: BLAKE3 over the hashes of its clusters

@@ -18,8 +18,9 @@ No object may stand where another name has a folder (`a` beside `a/b`): a direct
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
+
+from msgspec import Struct
 
 from raksha.errors import BadName
 
@@ -30,8 +31,7 @@ SEGMENTS = "backupjobs_segments"
 CONTAINERS = (BACKUPS, SEGMENTS)
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(Struct, frozen=True):
     """What `head` tells of an object."""
 
     #: bytes; for a manifest the size of what it assembles to
@@ -39,8 +39,7 @@ class ObjectInfo:
     manifest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(Struct, frozen=True):
     """One part of a manifest: a whole object, or another manifest."""
 
     #: `container/key`

@@ -18,15 +18,15 @@ Not promised: that two VMs are captured at one instant without the barrier.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from raksha.states import Consistency, Quiesce, ReadMode, Reason
 from raksha.types import Extent
 
 
-@dataclass(frozen=True, slots=True)
-class Parent:
+class Parent(Struct, frozen=True):
     """The restore point that an increment of one disk would build on."""
 
     #: id of the run
@@ -35,8 +35,7 @@ class Parent:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmIdentity:
+class VmIdentity(Struct, frozen=True):
     """A VM as the hypervisor knows it."""
 
     #: the same for as long as the VM exists; names its folder in the vault
@@ -44,8 +43,7 @@ class VmIdentity:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class CaptureRequest:
+class CaptureRequest(Struct, frozen=True):
     """One VM of a run."""
 
     #: libvirt UUID, name, or whatever the hypervisor takes
@@ -61,8 +59,7 @@ class CaptureRequest:
     quiesce: Quiesce = Quiesce.AUTO
 
 
-@dataclass(frozen=True, slots=True)
-class BaseImage:
+class BaseImage(Struct, frozen=True):
     """The bottom of a disk's backing chain: disks with an equal one probably share data."""
 
     path: str
@@ -118,8 +115,7 @@ class DiskCapture(Protocol):
         """In ascending order, not overlapping. See `Extent` for what is not listed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Machine:
+class Machine(Struct, frozen=True):
     """Everything of a VM that is not on its disks."""
 
     uuid: str

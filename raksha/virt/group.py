@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from raksha.errors import CaptureFailed
 from raksha.virt.capture import Capture, Prepared
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(Struct, frozen=True):
     """Captures of one barrier, in the order of the VMs given."""
 
     captures: tuple[Capture, ...]

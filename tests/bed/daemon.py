@@ -35,7 +35,7 @@ class Host:
         return libvirt.open(self.uri)
 
     def domain_type(self) -> str:
-        """"kvm" where guests of this host can have it, else "qemu"."""
+        """ "kvm" where guests of this host can have it, else "qemu"."""
         connection = self.connect()
         try:
             capabilities = connection.getCapabilities()

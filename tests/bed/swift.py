@@ -122,9 +122,7 @@ class SwiftBed:
 
     def _configure(self, name: str, template: str, **values: str) -> None:
         common = {"port": str(self._ports[name]), "user": pwd.getpwuid(os.geteuid()).pw_name}
-        text = Template((TEMPLATES / template).read_text()).substitute(
-            common, swift_dir=str(self._folder), **values
-        )
+        text = Template((TEMPLATES / template).read_text()).substitute(common, swift_dir=str(self._folder), **values)
         (self._folder / f"{name}.conf").write_text(text)
 
     def _launch(self, name: str) -> None:

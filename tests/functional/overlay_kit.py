@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from uuid import uuid4
 
 import libvirt_qemu
+from msgspec.structs import replace
 
 from raksha.config import Settings
 from raksha.journal import Journal
@@ -171,7 +171,12 @@ class Kit:
         images = self.points.images.get(parent or "", {})
         since: Mapping[str, Parent] = {target: Parent(parent or "", len(image)) for target, image in images.items()}
         return CaptureRequest(
-            vm=vm, backupjobrun=str(uuid4()), backupjob=job, since=since, quiesce=Quiesce.NEVER, **more  # type: ignore[arg-type]
+            vm=vm,
+            backupjobrun=str(uuid4()),
+            backupjob=job,
+            since=since,
+            quiesce=Quiesce.NEVER,
+            **more,  # type: ignore[arg-type]
         )
 
     def capture(self, request: CaptureRequest) -> Capture:

@@ -121,7 +121,7 @@ class Events:
     def _attach_again(self) -> None:
         live = self.domain.XMLDesc() if self.domain.isActive() else self.detached
         part = live.partition("<target dev='vdb'")[0]
-        source = part[part.rindex("<disk "):].split("<source file='")[1].split("'")[0]
+        source = part[part.rindex("<disk ") :].split("<source file='")[1].split("'")[0]
         old = self.disk.split("<source file='")[1].split("'")[0]
         self.domain.attachDeviceFlags(self._now(old, source), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 

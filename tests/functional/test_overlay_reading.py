@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import resource
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,9 @@ from raksha.states import ReadMode
 from raksha.types import ExtentKind
 from raksha.virt.libvirt import image, nbd
 from raksha.virt.libvirt.domain_xml import Layer
+from raksha.virt.libvirt.extents import extents
 from tests.bed import Bed
+from tests.bed.memory import peak_mib
 from tests.functional.overlay_kit import KIB, MIB, Guest, kit_on
 
 TIB = 1 << 40
@@ -44,7 +45,7 @@ def serve(*chain: Layer) -> nbd.Server:
 
 def contents(server: nbd.Server, depth: int | None, onto: bytes) -> bytes:
     result, reader = bytearray(onto), nbd.Reader(server)
-    for extent in nbd.extents(server, depth):
+    for extent in extents(server, depth):
         data = bytes(extent.length) if extent.kind is ExtentKind.ZERO else reader.pread(extent.start, extent.length)
         result[extent.start : extent.end] = data
     reader.close()
@@ -98,16 +99,16 @@ def test_huge_disk_in_little_memory(tmp_path: Path) -> None:
     io(own, "qcow2", f"write -P 1 {5 * TIB} 64k", f"write -P 2 {8 * TIB - 65536} 64k")
     top = overlay(tmp_path / "o", own, "qcow2", 8 * TIB)
     io(tmp_path / "o", "qcow2", f"write -P 3 {7 * TIB} 64k", f"write -z {5 * TIB} 64k")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_mib()
     server = serve(top, Layer(str(own), "file", "qcow2"))
     try:
-        full = [(extent.start, extent.length) for extent in nbd.extents(server, None)]
+        full = [(extent.start, extent.length) for extent in extents(server, None)]
         assert full == [(7 * TIB, 65536), (8 * TIB - 65536, 65536)]
-        delta = [(extent.start, extent.length, extent.kind) for extent in nbd.extents(server, 1)]
+        delta = [(extent.start, extent.length, extent.kind) for extent in extents(server, 1)]
         assert delta == [(5 * TIB, 65536, ExtentKind.ZERO), (7 * TIB, 65536, ExtentKind.DATA)]
     finally:
         server.close()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
+    assert peak_mib() - before < 50
 
 
 def test_fragments_in_little_memory(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_fragments_in_little_memory(tmp_path: Path) -> None:
             file.write(b"x")
     server = serve(Layer(str(own), "file", "raw"))
     try:
-        starts = [extent.start for extent in nbd.extents(server, None)]
+        starts = [extent.start for extent in extents(server, None)]
     finally:
         server.close()
     assert starts == list(range(0, size, 32768))
@@ -179,7 +180,7 @@ def test_server_dies(tmp_path: Path) -> None:
         reader.pread(4096, 512)
     reader.close()
     with pytest.raises(CaptureFailed):
-        list(nbd.extents(server, None))
+        list(extents(server, None))
 
 
 def test_nothing_is_probed(tmp_path: Path) -> None:

@@ -286,9 +286,7 @@ def test_overlay_exists_already(kit: Kit, bed: Bed) -> None:
     guest.start()
     request = kit.request(guest.uuid)
     base = Layer(str(bed.directory / "b.raw"), "file", "raw")
-    path = overlay_file.overlay_path(
-        base, run=request.backupjobrun, vm=guest.uuid, target="vdb", settings=kit.settings
-    )
+    path = overlay_file.overlay_path(base, run=request.backupjobrun, vm=guest.uuid, target="vdb", settings=kit.settings)
     Path(path).touch()  # empty: libvirt would silently take it
     before = guest.state()
     with pytest.raises(OverlayExists):

@@ -29,9 +29,7 @@ def kit(bed: Bed) -> Iterator[PullKit]:
         yield made
 
 
-def request(
-    vm: Machine, kit: PullKit, parent: str | None = None, quiesce: Quiesce = Quiesce.NEVER
-) -> CaptureRequest:
+def request(vm: Machine, kit: PullKit, parent: str | None = None, quiesce: Quiesce = Quiesce.NEVER) -> CaptureRequest:
     images = kit.points.images.get(parent or "", {})
     since = {target: Parent(parent or "", len(image)) for target, image in images.items()}
     return CaptureRequest(vm.uuid, os.urandom(8).hex(), "job", since=since, quiesce=quiesce)
@@ -150,9 +148,10 @@ def test_scratch_files_fill_up(bed: Bed, watched: bool) -> None:
     """The backup is given up, in time or not: the guest goes on, and no write that it was told of is lost."""
     # 64 KiB are put aside for each record of 4 KiB that hits another place; a disk of 32 MiB is hit everywhere.
     reserve = 4 * MIB if watched else 16 * 1024
-    with small_file_system(bed.directory / "small", 6) as small, pull_kit_on(
-        bed, scratch_dir=small, overlay_reserve_min=reserve, overlay_reserve=0.0
-    ) as kit:
+    with (
+        small_file_system(bed.directory / "small", 6) as small,
+        pull_kit_on(bed, scratch_dir=small, overlay_reserve_min=reserve, overlay_reserve=0.0) as kit,
+    ):
         vm = bed.machine([bed.qcow2("a", 32 * MIB)], pause=0)
         vm.boot()
         vm.wait_for_records(300)

@@ -258,7 +258,7 @@ def test_marks_that_do_not_agree(kit: Kit, guest: Guest, mark: str) -> None:
         os.setxattr(overlay, "user.raksha", layer.run.encode())
     if mark == "attribute":
         status = overlay.stat()
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         layer = replace(layer, file=replace(layer.file, inode=status.st_ino, device=status.st_dev))
         subprocess.run(

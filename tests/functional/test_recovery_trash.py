@@ -5,10 +5,10 @@ from __future__ import annotations
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from raksha.virt.libvirt.recover import reconcile
 from tests.bed import Bed

@@ -14,12 +14,12 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace as replace_order
 from pathlib import Path
 
 import libvirt
 import pytest
 from lxml import etree
+from msgspec.structs import replace as replace_order
 
 from raksha.errors import (
     BadName,
@@ -35,8 +35,9 @@ from raksha.restore.base import RawBase
 from raksha.restore.context import Context
 from raksha.restore.device import BlockDevice
 from raksha.restore.disk import restore_disk
-from raksha.restore.machine import Format, MachineOrder, place, restore_machine
+from raksha.restore.machine import MachineOrder, place, restore_machine
 from raksha.restore.tpm import tpm_directory
+from raksha.states import Format
 from raksha.types import Geometry
 from raksha.virt.libvirt.connection import Connection
 from tests.bed import Bed
@@ -380,17 +381,13 @@ def test_thin_on_the_base_image(bed: Bed, connection: Connection, tmp_path: Path
 
 
 @pytest.mark.system
-def test_a_disk_on_a_block_device(
-    system_bed: Bed, stale: Path, tmp_path: Path
-) -> None:
+def test_a_disk_on_a_block_device(system_bed: Bed, stale: Path, tmp_path: Path) -> None:
     vaults = two_disks(tmp_path)
     with loop_device(stale) as device, Connection(system_bed.uri) as connection:
         source = system_bed.machine([system_bed.qcow2("a"), system_bed.raw("b")])
         name = f"{system_bed.directory.name}-back"
         placed = place([vault.source() for vault in vaults], name, system_bed.directory, devices={"vdb": device})
-        made = restore_machine(
-            connection, MachineOrder(name, source.xml(inactive=True), placed), context(tmp_path)
-        )
+        made = restore_machine(connection, MachineOrder(name, source.xml(inactive=True), placed), context(tmp_path))
         try:
             xml = etree.fromstring(connection.guest(made.uuid).inactive_xml())
             assert [dict(element.attrib) for element in xml.iterfind("devices/disk/source")] == [

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from oslo_config import cfg
+from msgspec.structs import fields
 
 from raksha import config
 from raksha.config import Settings
+from raksha.errors import SettingsWrong
 
 SAMPLE = Path(__file__).parents[2] / "etc/raksha.conf.sample"
 
@@ -28,12 +28,12 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) 
 def test_a_wrong_value_is_an_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "raksha.conf"
     path.write_text(text)
-    with pytest.raises(cfg.Error):
+    with pytest.raises(SettingsWrong):
         config.load(path)
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(cfg.Error):
+    with pytest.raises(SettingsWrong):
         config.load(tmp_path / "none.conf")
 
 

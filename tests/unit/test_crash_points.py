@@ -252,9 +252,7 @@ def test_nothing_happens_unless_asked(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "at\nat\nat\nend\n")
 
 
-@pytest.mark.parametrize(
-    ("point", "printed"), [("place", 0), ("place:2", 1), ("place.done", 1), ("place.done:3", 3)]
-)
+@pytest.mark.parametrize(("point", "printed"), [("place", 0), ("place:2", 1), ("place.done", 1), ("place.done:3", 3)])
 def test_a_process_dies_at_the_place_it_was_told(tmp_path: Path, point: str, printed: int) -> None:
     done = victim(tmp_path, RAKSHA_CRASH_AT=point)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "at\n" * printed)

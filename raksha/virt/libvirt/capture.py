@@ -17,6 +17,7 @@ from raksha.virt.libvirt.chain import modified, same_file
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Layer, parse_domain
+from raksha.virt.libvirt.extents import extents
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.lineage import Decision, Lineage, decide
 from raksha.virt.libvirt.machine import read_machine
@@ -73,7 +74,7 @@ class OverlayDisk:
         return nbd.Reader(self._server)
 
     def extents(self) -> Iterator[Extent]:
-        return nbd.extents(self._server, self._depth)
+        return extents(self._server, self._depth)
 
 
 def base_image_of(lineage: Lineage) -> BaseImage | None:

@@ -122,9 +122,7 @@ class Committer:
         problem = self._difference(before.target, expected)
         if problem is not None and done:
             # What became of the layers is for the next recovery to find out, so the intent stays open.
-            raise ChainUnexpected(
-                vm=self._guest.name, disk=before.target, operation="a block commit", detail=problem
-            )
+            raise ChainUnexpected(vm=self._guest.name, disk=before.target, operation="a block commit", detail=problem)
         if problem is not None:
             self._journal.set_layers(merged, LayerState.CHAINED)
             self._journal.done(intent, f"not done: {problem}")

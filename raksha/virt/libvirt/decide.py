@@ -11,8 +11,9 @@ right); after them somebody must look again. The others only bring journal and f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from raksha.errors import DefinitionsDisagree, NeedsAttention, QemuOrphaned, StaleMirror
 from raksha.journal import Intent, LayerState
@@ -40,8 +41,7 @@ class Do(StrEnum):
 URGENT = frozenset({Do.THAW, Do.AWAIT_JOB, Do.END_PIVOT, Do.TAKE_BACK, Do.RELIEVE, Do.RESUME, Do.REDEFINE})
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     do: Do
     target: str | None = None
     #: overlays it is about, newest first; for `REDEFINE` the chain to be named
@@ -50,8 +50,7 @@ class Action:
     intent: Intent | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Struct, frozen=True):
     actions: tuple[Action, ...] = ()
     #: why nothing may be done, see `raksha.errors.NeedsAttention`
     troubles: tuple[NeedsAttention, ...] = ()

@@ -12,9 +12,9 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from lxml import etree
+from msgspec import Struct
 
 from raksha.errors import MetadataInvalid, TargetExists, VmNotFound
 from raksha.virt.libvirt.connection import Connection, Guest
@@ -22,8 +22,7 @@ from raksha.virt.libvirt.domain_xml import parse_xml
 from raksha.virt.libvirt.own_source import put_on
 
 
-@dataclass(frozen=True, slots=True)
-class NewDisk:
+class NewDisk(Struct, frozen=True):
     """Where a restored disk lies."""
 
     #: absolute
@@ -34,8 +33,7 @@ class NewDisk:
     kind: str = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedDomain:
+class PlannedDomain(Struct, frozen=True):
     name: str
     uuid: str
     xml: str

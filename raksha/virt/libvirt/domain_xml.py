@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from lxml import etree
+from msgspec import Struct
 
 #: which attribute of <source> holds the place, by type of disk
 _SOURCE = {"file": "file", "block": "dev", "dir": "dir", "nvme": "type", "vhostuser": "path"}
@@ -13,8 +12,7 @@ _SOURCE = {"file": "file", "block": "dev", "dir": "dir", "nvme": "type", "vhostu
 _NOVA = "{http://openstack.org/xmlns/libvirt/nova/"
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Struct, frozen=True):
     """One image of a disk's chain."""
 
     #: path as the definition spells it; for other kinds something to show
@@ -27,8 +25,7 @@ class Layer:
     index: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(Struct, frozen=True):
     """One disk of a domain."""
 
     target: str
@@ -55,8 +52,7 @@ class Disk:
         return self.layers[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Domain:
+class Domain(Struct, frozen=True):
     """What of a definition matters for a capture."""
 
     uuid: str

@@ -24,7 +24,7 @@ def install_hook(connection: Connection, state_dir: Path, hooks: Path = HOOKS) -
     """Returns where it is. Raises `HookForeign`, `OSError`."""
     path = hooks / "qemu.d/raksha" if connection.version() >= _DIRECTORIES else hooks / "qemu"
     if path.exists() and not _is_ours(path):
-        raise HookForeign(path=path, command=f"{hook_script.__file__} \"$@\"")
+        raise HookForeign(path=path, command=f'{hook_script.__file__} "$@"')
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     text = Path(hook_script.__file__).read_text()
     # Written beside the directory: libvirt runs whatever is executable in it.

@@ -6,8 +6,9 @@ One VM's trouble stops no other. With `dry_run` nothing is changed, and what wou
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from raksha.config import Settings
 from raksha.errors import NeedsAttention, RakshaError, VmGone, VmNotFound
@@ -21,8 +22,7 @@ from raksha.virt.libvirt.recover import look, reconcile
 from raksha.virt.libvirt.trash import Trash
 
 
-@dataclass(frozen=True, slots=True)
-class DiskState:
+class DiskState(Struct, frozen=True):
     """What was seen of one disk, from the top downwards."""
 
     target: str
@@ -34,8 +34,7 @@ class DiskState:
     job: bool
 
 
-@dataclass(frozen=True, slots=True)
-class VmRecovery:
+class VmRecovery(Struct, frozen=True):
     """What was seen of one VM, and done about it (or would be)."""
 
     uuid: str
@@ -65,9 +64,7 @@ def _uuid(connection: Connection, vm: str, known: Iterable[str]) -> str:
     return vm if vm in known else connection.guest(vm).uuid
 
 
-def _recover(
-    connection: Connection, journal: Journal, settings: Settings, uuid: str, *, dry_run: bool
-) -> VmRecovery:
+def _recover(connection: Connection, journal: Journal, settings: Settings, uuid: str, *, dry_run: bool) -> VmRecovery:
     try:
         guest = connection.guest(uuid)
     except VmNotFound:
@@ -129,9 +126,7 @@ def _pull(journal: Journal, vm: str) -> list[str]:
     return ["end the backup job of a run that is no more" for _ in begun]
 
 
-def _gone(
-    connection: Connection, journal: Journal, settings: Settings, uuid: str, *, dry_run: bool
-) -> VmRecovery:
+def _gone(connection: Connection, journal: Journal, settings: Settings, uuid: str, *, dry_run: bool) -> VmRecovery:
     """Its owner may have deleted it, moved it, or be about to define it anew: nothing is deleted that holds data."""
     layers = journal.layers(uuid)
     lost = [layer.file.path for layer in layers if not Path(layer.file.path).exists()]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from raksha import crash
 from raksha.errors import ImageToolFailed
@@ -22,8 +23,7 @@ _MEMORY = 2 * 1024**3
 _CPU = 30
 
 
-@dataclass(frozen=True, slots=True)
-class ChainLink:
+class ChainLink(Struct, frozen=True):
     """One image of a chain, as qemu-img sees it."""
 
     path: str

@@ -7,8 +7,9 @@ opened here. No lock is taken, so the layer may be in use: the fields read chang
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 _MAGIC = 0x514649FB
 _FIXED = struct.Struct(">IIQIIQIIQQIIQ")
@@ -23,8 +24,7 @@ class NotQcow2(ValueError):
     """The file does not start as a qcow2 image does."""
 
 
-@dataclass(frozen=True, slots=True)
-class LayerHeader:
+class LayerHeader(Struct, frozen=True):
     version: int
     #: bytes, as the guest sees it
     size: int

@@ -10,8 +10,9 @@ An increment on parent P is right only over the layers from one that counts from
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
+
+from msgspec import Struct
 
 from raksha.errors import ForeignChain, LayerUnknown
 from raksha.journal import LayerState, OwnLayer
@@ -21,8 +22,7 @@ from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.overlay_file import is_our_name
 
 
-@dataclass(frozen=True, slots=True)
-class Lineage:
+class Lineage(Struct, frozen=True):
     """A disk's chain, told apart."""
 
     #: ours, from the active layer downwards
@@ -38,8 +38,7 @@ class Lineage:
         return self.below[0]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """How a disk has to be read."""
 
     mode: ReadMode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from raksha.errors import LibvirtFailed, RakshaError, Refused
 from raksha.journal import Journal
@@ -11,8 +11,7 @@ from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
 from raksha.virt.libvirt.survey import check_disk, check_vm, is_candidate
 
 
-@dataclass(frozen=True, slots=True)
-class DiskEntry:
+class DiskEntry(Struct, frozen=True):
     target: str
     #: bytes; None: no medium, or it cannot be measured
     size: int | None
@@ -29,8 +28,7 @@ class DiskEntry:
     layers: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmEntry:
+class VmEntry(Struct, frozen=True):
     uuid: str
     name: str
     #: running, paused or shut off

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,16 +22,12 @@ from typing import Any, Protocol
 import nbd
 
 from raksha.errors import CaptureFailed, DiskReadFailed
-from raksha.types import Extent, ExtentKind
 from raksha.virt.libvirt.domain_xml import Layer
 
-_ALLOCATION = "base:allocation"
 _DEPTH = "qemu:allocation-depth"
 #: to be followed by the name of a dirty bitmap
 DIRTY = "qemu:dirty-bitmap:"
 
-#: bytes asked about at once; the answer is at most some 1 MiB, whatever the size of the disk
-_STATUS_STEP = 1024**3
 #: bytes; NBD servers take no larger read
 _READ_STEP = 32 * 1024**2
 #: seconds a server may take to open its chain
@@ -84,8 +80,8 @@ class Source(Protocol):
     #: called when reading fails; it may raise an error that says more
     explain: Callable[[], None] | None
 
-    def connect(self, *, contexts: bool = False) -> nbd.NBD:
-        """A connection; with `contexts` it can tell allocation and changes. Raises `CaptureFailed`."""
+    def connect(self, contexts: Sequence[str] = ()) -> nbd.NBD:
+        """A connection that can tell these. Raises `CaptureFailed`."""
 
 
 class Server:
@@ -148,11 +144,11 @@ class Server:
                 hang_up(handle)
                 return size
 
-    def connect(self, *, contexts: bool = False) -> nbd.NBD:
+    def connect(self, contexts: Sequence[str] = ()) -> nbd.NBD:
         handle = nbd.NBD()
         try:
-            if contexts:
-                add_contexts(handle, self)
+            for context in contexts:
+                handle.add_meta_context(context)
             handle.connect_unix(str(self.socket))
         except nbd.Error as error:
             if self._serving and self.explain is not None:
@@ -171,13 +167,6 @@ class Server:
                 self._process.kill()
             self._process.wait()
             shutil.rmtree(self._directory, ignore_errors=True)
-
-
-def add_contexts(handle: nbd.NBD, source: Source) -> None:
-    """To be called before it is connected."""
-    handle.add_meta_context(_ALLOCATION)
-    if source.changes:
-        handle.add_meta_context(source.changes)
 
 
 def _run_dir() -> str:
@@ -212,7 +201,7 @@ class Reader:
             steps = range(offset, offset + length, _READ_STEP)
             return b"".join(self._handle.pread(min(_READ_STEP, offset + length - at), at) for at in steps)
         except nbd.Error as error:
-            raise _read_failed(self._source, offset, error) from error
+            raise read_failed(self._source, offset, error) from error
 
     def close(self) -> None:
         if self._handle is not None:
@@ -226,118 +215,7 @@ def hang_up(handle: nbd.NBD) -> None:
         handle.shutdown()
 
 
-def _read_failed(source: Source, offset: int, error: nbd.Error) -> DiskReadFailed:
+def read_failed(source: Source, offset: int, error: nbd.Error) -> DiskReadFailed:
     if source.explain is not None:
         source.explain()
     return DiskReadFailed(disk=source.target, vm=source.vm, offset=offset, detail=error.string)
-
-
-def extents(source: Source, depth: int | None, also: Sequence[tuple[int, int]] = ()) -> Iterator[Extent]:
-    """What a full (`depth` None) or a delta over the upper `depth` layers consists of. Raises `DiskReadFailed`.
-
-    `also`: ordered stretches (from, to) in bytes that a delta takes in, whether they have changed or not.
-    A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
-    zeroed must not come back from the parent.
-    """
-    handle = source.connect(contexts=True)
-    try:
-        pending: Extent | None = None
-        for start, end, flags, level in _widened(_statuses(source, handle, source.size), also):
-            kind = _kind(flags, level, depth)
-            if pending is not None and kind == pending.kind and pending.end == start:
-                pending = Extent(pending.start, end - pending.start, pending.kind)
-                continue
-            if pending is not None:
-                yield pending
-            pending = Extent(start, end - start, kind) if kind is not None else None
-        if pending is not None:
-            yield pending
-    finally:
-        hang_up(handle)
-
-
-def _kind(flags: int, level: int, depth: int | None) -> ExtentKind | None:
-    zero = bool(flags & nbd.STATE_ZERO)
-    if depth is None:
-        return None if zero else ExtentKind.DATA
-    if not 1 <= level <= depth:
-        return None
-    return ExtentKind.ZERO if zero else ExtentKind.DATA
-
-
-def _statuses(source: Source, handle: nbd.NBD, size: int) -> Iterator[tuple[int, int, int, int]]:
-    """Start, end, allocation flags and depth, from 0 to `size` without a gap."""
-    at = 0
-    while at < size:
-        allocation, levels = _look(source, handle, at, min(_STATUS_STEP, size - at))
-        for start, end, flags, level in _aligned(at, allocation, levels):
-            if start >= size:
-                return
-            yield start, min(end, size), flags, level
-            at = min(end, size)
-
-
-def _widened(
-    statuses: Iterator[tuple[int, int, int, int]], also: Sequence[tuple[int, int]]
-) -> Iterator[tuple[int, int, int, int]]:
-    """Statuses in which the stretches of `also` count as changed in the uppermost layer."""
-    stretches = iter(also)
-    stretch = next(stretches, None)
-    for start, end, flags, level in statuses:
-        at = start
-        while at < end:
-            while stretch is not None and stretch[1] <= at:
-                stretch = next(stretches, None)
-            inside = stretch is not None and stretch[0] <= at
-            border = end if stretch is None else stretch[1] if inside else stretch[0]
-            yield at, min(end, border), flags, level or int(inside)
-            at = min(end, border)
-
-
-def _look(source: Source, handle: nbd.NBD, offset: int, length: int) -> tuple[list[int], list[int]]:
-    """Allocation and changes, each as pairs of length and status."""
-    answers = _ask(source, handle, offset, length)
-    if set(answers) != {_ALLOCATION, *filter(None, [source.changes])}:
-        raise CaptureFailed(vm=source.vm, detail=f"QEMU does not tell the allocation of disk {source.target}")
-    allocation = answers[_ALLOCATION]
-    if source.moving:
-        # QEMU looks first at what it kept and then at the disk below. What the guest discards in between reads as
-        # zero there, although it was kept: so only what is zero at a second look as well was zero when frozen.
-        again = _ask(source, handle, offset, length)[_ALLOCATION]
-        both = _aligned(offset, allocation, again)
-        allocation = [value for start, end, first, then in both for value in (end - start, first & then)]
-    return allocation, answers[source.changes] if source.changes else [sum(allocation[::2]), 0]
-
-
-def _ask(source: Source, handle: nbd.NBD, offset: int, length: int) -> dict[str, list[int]]:
-    """Pairs of length and status by context; each may cover less, or a little more, than was asked."""
-    answers: dict[str, list[int]] = {}
-
-    def note(context: str, _offset: int, entries: list[int], _error: Any) -> int:
-        answers.setdefault(context, entries)
-        return 0
-
-    try:
-        handle.block_status(length, offset, note)
-    except nbd.Error as error:
-        raise _read_failed(source, offset, error) from error
-    return answers
-
-
-def _aligned(at: int, one: list[int], other: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """Two answers cut at each other's borders, as far as both reach."""
-    first = zip(one[::2], one[1::2], strict=True)
-    second = zip(other[::2], other[1::2], strict=True)
-    left, flags = next(first)
-    right, level = next(second)
-    while True:
-        step = min(left, right)
-        yield at, at + step, flags, level
-        at, left, right = at + step, left - step, right - step
-        try:
-            if left == 0:
-                left, flags = next(first)
-            if right == 0:
-                right, level = next(second)
-        except StopIteration:
-            return

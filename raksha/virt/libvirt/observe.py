@@ -10,8 +10,10 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from raksha.journal import Intent, Journal, LayerState, OwnLayer
 from raksha.virt.libvirt import overlay_file
@@ -28,8 +30,7 @@ _SETTLE = 5.0
 _MOST_ENTRIES = 4 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class SeenFile:
+class SeenFile(Struct, frozen=True):
     """A file as somebody spells it. Equal keys are one file."""
 
     path: str
@@ -40,8 +41,7 @@ class SeenFile:
     kind: str = "file"
 
 
-@dataclass(frozen=True, slots=True)
-class SeenDisk:
+class SeenDisk(Struct, frozen=True):
     """The chain of a disk, by each of those who have an opinion, from the top downwards."""
 
     target: str
@@ -58,8 +58,7 @@ class SeenDisk:
     full: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SeenOverlay:
+class SeenOverlay(Struct, frozen=True):
     """A file that the journal calls ours."""
 
     layer: OwnLayer
@@ -77,8 +76,7 @@ class SeenOverlay:
     users: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SeenStray:
+class SeenStray(Struct, frozen=True):
     """A file named by a snapshot that was begun, but by no layer in the journal."""
 
     path: str
@@ -87,8 +85,7 @@ class SeenStray:
     users: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(Struct, frozen=True):
     """One VM, at one moment."""
 
     uuid: str

@@ -11,8 +11,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from raksha import crash
 from raksha.config import Settings
@@ -31,8 +32,7 @@ _OUR_NAME = re.compile(r"\.raksha-[0-9a-z]{1,8}-[0-9a-z]{1,8}-[^/]+\.qcow2$")
 _STEM = 150
 
 
-@dataclass(frozen=True, slots=True)
-class OverlayPlan:
+class OverlayPlan(Struct, frozen=True):
     """An overlay that is to be made for one disk."""
 
     target: str

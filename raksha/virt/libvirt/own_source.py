@@ -44,4 +44,3 @@ def put_on(disk: etree._Element, path: str, kind: str, form: str) -> None:
     for child in list(source):
         source.remove(child)
     source.set(_ATTRIBUTE[kind], path)
-

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import nbd as libnbd
+from msgspec import Struct
 
 from raksha.config import Settings
 from raksha.errors import CaptureFailed, QuiesceFailed, RakshaError
@@ -17,6 +17,7 @@ from raksha.virt.capture import CaptureRequest, DiskReader
 from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.capture import OfflineWatch, base_image_of, consistency_of, facts_of
 from raksha.virt.libvirt.connection import Guest
+from raksha.virt.libvirt.extents import extents
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
@@ -45,12 +46,12 @@ class Export:
         self.size = int(handle.get_size())
         nbd.hang_up(handle)
 
-    def connect(self, *, contexts: bool = False) -> libnbd.NBD:
+    def connect(self, contexts: Sequence[str] = ()) -> libnbd.NBD:
         handle = libnbd.NBD()
         try:
             handle.set_export_name(self.target)
-            if contexts:
-                nbd.add_contexts(handle, self)
+            for context in contexts:
+                handle.add_meta_context(context)
             handle.connect_unix(self._socket)
         except libnbd.Error as error:
             if self.explain is not None:
@@ -85,11 +86,10 @@ class PullDisk:
         return nbd.Reader(self._source)
 
     def extents(self) -> Iterator[Extent]:
-        return nbd.extents(self._source, 1 if self.mode is ReadMode.DELTA else None, self._held)
+        return extents(self._source, 1 if self.mode is ReadMode.DELTA else None, self._held)
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Struct, frozen=True):
     """What the frozen view is made of, as it was prepared."""
 
     survey: Survey
@@ -213,9 +213,7 @@ class PullCapture:
         return [
             each
             for each in self._journal.bitmaps(self._guest.uuid)
-            if each.target in targets
-            and each.job == self._request.backupjob
-            and each.run != self._request.backupjobrun
+            if each.target in targets and each.job == self._request.backupjob and each.run != self._request.backupjobrun
         ]
 
     def _count_on(self) -> None:

@@ -12,8 +12,9 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from raksha import crash
 from raksha.config import Settings
@@ -25,8 +26,7 @@ from raksha.virt.libvirt.pull_xml import qemu_owner
 _SOCKET_NAME = 107
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True):
     directory: Path
 
     @property

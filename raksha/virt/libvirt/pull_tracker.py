@@ -9,8 +9,9 @@ image brings its own truth along; only what lies *below* the VM's own file can c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from raksha.journal import BitmapState, OwnBitmap
 from raksha.states import ReadMode, Reason
@@ -25,8 +26,7 @@ class Found(StrEnum):
     INCONSISTENT = "inconsistent"
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Struct, frozen=True):
     """How a disk has to be read."""
 
     mode: ReadMode
@@ -43,9 +43,7 @@ def counting(bitmaps: Sequence[OwnBitmap], target: str, parent: Parent | None) -
         (
             each
             for each in reversed(bitmaps)
-            if each.target == target
-            and each.state is BitmapState.COUNTING
-            and parent.backupjobrun in each.counts_from
+            if each.target == target and each.state is BitmapState.COUNTING and parent.backupjobrun in each.counts_from
         ),
         None,
     )

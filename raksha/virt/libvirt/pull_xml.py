@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 from lxml import etree
+from msgspec import Struct
 
 from raksha.virt.libvirt.domain_xml import parse_xml
 
@@ -18,8 +18,7 @@ _PREFIX = "raksha-"
 OUR_NAME = re.compile(rf"{_PREFIX}[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}")
 
 
-@dataclass(frozen=True, slots=True)
-class BackupDisk:
+class BackupDisk(Struct, frozen=True):
     """One disk of a backup job."""
 
     target: str

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from raksha.config import Settings
 from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, RecoveryUnsettled, VmBusy

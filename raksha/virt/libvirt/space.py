@@ -14,8 +14,9 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from raksha.config import Settings
 from raksha.errors import LibvirtFailed, OverlaySpaceLow, RakshaError

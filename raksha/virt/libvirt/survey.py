@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from raksha.errors import DiskNotFound, DiskUnsupported, VmBusy, VmUnsupported, VmWithoutDisks
 from raksha.journal import Journal
@@ -14,8 +14,7 @@ from raksha.virt.libvirt.lineage import Lineage, tell_apart
 _FORMATS = ("raw", "qcow2")
 
 
-@dataclass(frozen=True, slots=True)
-class SurveyedDisk:
+class SurveyedDisk(Struct, frozen=True):
     disk: Disk
     #: active layer first, down to the bottom
     chain: tuple[Layer, ...]
@@ -26,8 +25,7 @@ class SurveyedDisk:
         return self.disk.target
 
 
-@dataclass(frozen=True, slots=True)
-class Survey:
+class Survey(Struct, frozen=True):
     """A VM as it stands."""
 
     uuid: str

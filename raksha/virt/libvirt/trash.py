@@ -31,9 +31,7 @@ DIRECTORY = ".raksha-trash"
 class Trash:
     """Overlays of one VM that nothing needs any more."""
 
-    def __init__(
-        self, vm: str, guests: Callable[[], Iterable[Guest]], journal: Journal, settings: Settings
-    ) -> None:
+    def __init__(self, vm: str, guests: Callable[[], Iterable[Guest]], journal: Journal, settings: Settings) -> None:
         """`vm`: its UUID. `guests`: all VMs of the libvirt that may know the files."""
         self._vm = vm
         self._guests = guests

@@ -123,9 +123,7 @@ class Bench:
                 progress=Progress(),
                 cancel=self.cancel,
             )
-            return store_disk(
-                self.catalog, MemoryCapture([disk]), disk, ResourceKey(JOB, run, VM, disk.target), to
-            )
+            return store_disk(self.catalog, MemoryCapture([disk]), disk, ResourceKey(JOB, run, VM, disk.target), to)
 
     def commit(self, run: str, *disks: StoredDisk) -> RunDocument:
         resources = [

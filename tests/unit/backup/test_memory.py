@@ -7,7 +7,6 @@ memory of its own.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from raksha.types import CLUSTER_SIZE, CLUSTERS_PER_SEGMENT, Extent, ExtentKind,
 from raksha.vault.chain import Chain
 from raksha.vault.dedupe import DedupeIndex
 from raksha.virt.capture import BaseImage
+from tests.bed.memory import peak_mib
 from tests.unit.backup.disks import JOB, VM, Bench, MemoryCapture
 
 TIB = 1 << 40
@@ -85,18 +85,14 @@ def store_and_plan(entries: int, spool: Path) -> dict[str, float]:
         )
         start = time.monotonic()
         stored = store_disk(bench.catalog, MemoryCapture([]), disk, ResourceKey(JOB, "r0", VM, "vda"), to)
-        took = {"store": time.monotonic() - start, "store_peak": _peak()}
+        took = {"store": time.monotonic() - start, "store_peak": peak_mib()}
     reader = bench.catalog.reader(stored.metadata)
     start = time.monotonic()
     with Plan(Chain([reader]), [reader], spool) as plan:
         took["segments"] = plan.segments
         took["planned"] = sum(len(piece.entries) for piece in plan.work())
-    took |= {"plan": time.monotonic() - start, "peak": _peak(), "read": stored.metadata.volume.read}
+    took |= {"plan": time.monotonic() - start, "peak": peak_mib(), "read": stored.metadata.volume.read}
     return took
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @pytest.mark.slow

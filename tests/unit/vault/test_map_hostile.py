@@ -6,7 +6,6 @@ The roots here are packed by hand from the byte tables of docs/vault-format.md.
 import contextlib
 import struct
 from array import array
-from dataclasses import replace
 from typing import Any
 
 import blake3
@@ -14,6 +13,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from raksha.errors import ObjectCorrupt, ObjectTruncated, RakshaError, VaultNewer
 from raksha.types import Geometry

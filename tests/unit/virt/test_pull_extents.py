@@ -3,6 +3,8 @@ between its looks at what it kept and at the disk below cannot be hit on purpose
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import nbd as libnbd
@@ -10,21 +12,26 @@ import pytest
 
 from raksha.errors import CaptureFailed
 from raksha.types import Extent, ExtentKind
-from raksha.virt.libvirt import nbd
+from raksha.virt.libvirt.extents import extents
 
 KIB = 1024
+BITMAP = "qemu:dirty-bitmap:b"
 HOLE = libnbd.STATE_HOLE | libnbd.STATE_ZERO
 
 
 class Handle:
-    """Answers of a server, one after the other."""
+    """Answers of a server about one thing, one after the other; the last one again and again."""
 
-    def __init__(self, answers: list[dict[str, list[int]]]) -> None:
-        self._answers = iter(answers)
+    def __init__(self, context: str, answers: list[list[int]]) -> None:
+        self._context = context
+        self._answers = answers
+
+    def can_meta_context(self, context: str) -> bool:
+        return context == self._context and bool(self._answers)
 
     def block_status(self, length: int, offset: int, note: Any) -> None:
-        for context, entries in next(self._answers).items():
-            note(context, offset, entries, None)
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        note(self._context, offset, answer, None)
 
     def shutdown(self) -> None:
         pass
@@ -33,47 +40,74 @@ class Handle:
 class Frozen:
     vm, target, size, explain = "vm", "vda", 192 * KIB, None
 
-    def __init__(self, changes: str | None, *answers: dict[str, list[int]], moving: bool = True) -> None:
-        self.changes = changes
+    def __init__(
+        self, *allocation: list[int], dirty: list[int] | None = None, changes: str | None = None, moving: bool = True
+    ) -> None:
+        self.changes = changes or (BITMAP if dirty else None)
         self.moving = moving
-        self._answers = list(answers)
+        self._answers = {"base:allocation": list(allocation), BITMAP: [dirty] if dirty else []}
 
-    def connect(self, *, contexts: bool = False) -> Any:
-        return Handle(self._answers)
+    def connect(self, contexts: Sequence[str] = ()) -> Any:
+        (context,) = contexts
+        return Handle(context, self._answers[context])
 
 
-FIRST = {"base:allocation": [64 * KIB, 0, 128 * KIB, HOLE]}
-THEN = {"base:allocation": [128 * KIB, 0, 64 * KIB, HOLE]}
+FIRST = [64 * KIB, 0, 128 * KIB, HOLE]
 
 
 def test_zero_only_if_it_is_so_at_both_looks() -> None:
     """The second cluster was discarded between QEMU's two looks, and is among what it kept at the next."""
-    assert list(nbd.extents(Frozen(None, FIRST, THEN), None)) == [Extent(0, 128 * KIB, ExtentKind.DATA)]
+    then = [128 * KIB, 0, 64 * KIB, HOLE]
+    assert list(extents(Frozen(FIRST, then), None)) == [Extent(0, 128 * KIB, ExtentKind.DATA)]
 
 
 def test_delta() -> None:
-    dirty = {"qemu:dirty-bitmap:b": [64 * KIB, 0, 128 * KIB, 1]}
-    found = list(nbd.extents(Frozen("qemu:dirty-bitmap:b", FIRST | dirty, THEN | dirty), 1))
+    dirty = [64 * KIB, 0, 128 * KIB, 1]
+    found = list(extents(Frozen([64 * KIB, 0, 64 * KIB, HOLE], dirty=dirty), 1))
     assert found == [Extent(64 * KIB, 64 * KIB, ExtentKind.DATA), Extent(128 * KIB, 64 * KIB, ExtentKind.ZERO)]
 
 
 def test_short_answers_are_asked_on() -> None:
-    """An answer may end early, each context and each look somewhere else."""
+    """An answer may end early, at each look somewhere else."""
     answers = [
-        {"base:allocation": [128 * KIB, HOLE]}, {"base:allocation": [64 * KIB, HOLE]},
-        {"base:allocation": [128 * KIB, HOLE]}, {"base:allocation": [64 * KIB, 0]},
-        {"base:allocation": [64 * KIB, 0]}, {"base:allocation": [64 * KIB, HOLE]},
+        [128 * KIB, HOLE],
+        [64 * KIB, HOLE], [64 * KIB, 0],
+        [64 * KIB, HOLE],
+        [64 * KIB, 0],
     ]  # fmt: skip
-    assert list(nbd.extents(Frozen(None, *answers), None)) == [Extent(64 * KIB, 128 * KIB, ExtentKind.DATA)]
+    assert list(extents(Frozen(*answers), None)) == [Extent(64 * KIB, 128 * KIB, ExtentKind.DATA)]
 
 
 def test_one_look_where_nothing_moves() -> None:
-    assert list(nbd.extents(Frozen(None, FIRST, moving=False), None)) == [Extent(0, 64 * KIB, ExtentKind.DATA)]
+    assert list(extents(Frozen(FIRST, moving=False), None)) == [Extent(0, 64 * KIB, ExtentKind.DATA)]
+
+
+def test_what_has_not_changed_is_not_asked_about() -> None:
+    """Only changes, and what lies shortly between them."""
+    size, changes = 64 << 20, [(1 << 20, 2 << 20), (3 << 20, 4 << 20), (40 << 20, 41 << 20)]
+    dirty, asked = [], []
+    for (_, before), (start, end) in pairwise([(0, 0), *changes]):
+        dirty += [start - before, 0, end - start, 1]
+
+    class Watched(Handle):
+        def block_status(self, length: int, offset: int, note: Any) -> None:
+            asked.append((offset, offset + length))
+            note(self._context, offset, [length, 0], None)
+
+    class Disk(Frozen):
+        size = 64 << 20
+
+        def connect(self, contexts: Sequence[str] = ()) -> Any:
+            return Watched(contexts[0], [[1]]) if contexts == ["base:allocation"] else super().connect(contexts)
+
+    source = Disk(dirty=[*dirty, size - changes[-1][1], 0], moving=False)
+    assert list(extents(source, 1)) == [Extent(start, end - start, ExtentKind.DATA) for start, end in changes]
+    assert asked == [(1 << 20, 4 << 20), (40 << 20, 41 << 20)]
 
 
 def test_a_bitmap_that_is_not_served_is_an_error() -> None:
     with pytest.raises(CaptureFailed, match="does not tell"):
-        list(nbd.extents(Frozen("qemu:dirty-bitmap:b", FIRST, THEN), 1))
+        list(extents(Frozen(FIRST, changes=BITMAP), 1))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +121,6 @@ def test_a_bitmap_that_is_not_served_is_an_error() -> None:
     ],
 )
 def test_stretches_that_a_delta_takes_in(also: list[tuple[int, int]], expected: list[tuple[int, int]]) -> None:
-    dirty = {"base:allocation": [192 * KIB, 0], "qemu:dirty-bitmap:b": [64 * KIB, 0, 128 * KIB, 1]}
-    source = Frozen("qemu:dirty-bitmap:b", dirty, moving=False)
-    found = nbd.extents(source, 1, [(start * KIB, end * KIB) for start, end in also])
+    source = Frozen([192 * KIB, 0], dirty=[64 * KIB, 0, 128 * KIB, 1], moving=False)
+    found = extents(source, 1, [(start * KIB, end * KIB) for start, end in also])
     assert list(found) == [Extent(start * KIB, (end - start) * KIB, ExtentKind.DATA) for start, end in expected]

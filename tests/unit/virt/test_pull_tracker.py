@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from raksha.journal import BitmapState, OwnBitmap
 from raksha.states import ReadMode, Reason

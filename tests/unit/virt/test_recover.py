@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from raksha.errors import DefinitionsDisagree, QemuOrphaned, StaleMirror
 from raksha.journal import Base, FileId, Intent, LayerState, OwnLayer

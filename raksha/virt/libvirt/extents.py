@@ -1,0 +1,169 @@
+"""What of a frozen disk is to be stored, as its NBD server tells.
+
+Of a delta it is asked first what changed, and only there what is data and what reads as zero: to tell that, the server
+looks at the files below, and a look at the whole of a large disk takes longer than an increment of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from heapq import merge
+from typing import Any
+
+import nbd
+
+from raksha.errors import CaptureFailed
+from raksha.types import Extent, ExtentKind
+from raksha.virt.libvirt.nbd import Source, hang_up, read_failed
+
+_ALLOCATION = "base:allocation"
+
+#: bytes asked about at once; the answer is at most some 1 MiB, whatever the size of the disk
+_STEP = 1024**3
+#: bytes between two changes over which one question is asked about both: it takes the server less than a second one
+_GAP = 4 * 1024**2
+#: changes that one question is about, at most
+_GROUP = 4096
+
+#: from, to, in bytes
+Stretch = tuple[int, int]
+#: from, to, in bytes, and what the server says of it
+Status = tuple[int, int, int]
+
+
+def extents(source: Source, depth: int | None, also: Sequence[Stretch] = ()) -> Iterator[Extent]:
+    """What a full (`depth` None) or a delta over the upper `depth` layers consists of.
+
+    `also`: ordered stretches that a delta takes in, whether they have changed or not.
+    A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
+    zeroed must not come back from the parent. Raises `DiskReadFailed`, `CaptureFailed`.
+    """
+    with _context(source, _ALLOCATION) as allocation:
+        if depth is None:
+            whole = _allocated(source, allocation, 0, source.size)
+            yield from _joined((start, end, flags) for start, end, flags in whole if not flags & nbd.STATE_ZERO)
+            return
+        if source.changes is None:
+            raise ValueError("nothing tells what changed")
+        with _context(source, source.changes) as changes:
+            levels = _told(source, changes, source.changes, 0, source.size)
+            changed = ((start, end) for start, end, level in levels if 1 <= level <= depth)
+            for group in _grouped(_union(merge(changed, also))):
+                found = _allocated(source, allocation, group[0][0], group[-1][1])
+                yield from _joined(_within(found, group))
+
+
+@contextmanager
+def _context(source: Source, name: str) -> Iterator[nbd.NBD]:
+    """A connection that tells one thing."""
+    handle = source.connect([name])
+    try:
+        if not handle.can_meta_context(name):
+            raise CaptureFailed(vm=source.vm, detail=f"QEMU does not tell {name} of disk {source.target}")
+        yield handle
+    finally:
+        hang_up(handle)
+
+
+def _told(source: Source, handle: nbd.NBD, context: str, start: int, end: int) -> Iterator[Status]:
+    """From `start` to `end` without a gap."""
+    at = start
+    while at < end:
+        entries = _ask(source, handle, context, at, min(_STEP, end - at))
+        for length, value in zip(entries[::2], entries[1::2], strict=True):
+            if at >= end:
+                return
+            # an answer may cover a little more than was asked
+            yield at, min(at + length, end), value
+            at = min(at + length, end)
+
+
+def _allocated(source: Source, handle: nbd.NBD, start: int, end: int) -> Iterator[Status]:
+    found = _told(source, handle, _ALLOCATION, start, end)
+    if not source.moving:
+        return found
+    # QEMU looks first at what it kept and then at the disk below. What the guest discards in between reads as zero
+    # there, although it was kept. That can spoil one look at it, not two: only what both call zero was zero.
+    return _both(found, _told(source, handle, _ALLOCATION, start, end))
+
+
+def _both(one: Iterator[Status], other: Iterator[Status]) -> Iterator[Status]:
+    """Two looks at the same stretch, cut at each other's borders; a flag counts where both have it."""
+    first, second = next(one, None), next(other, None)
+    while first is not None and second is not None:
+        end = min(first[1], second[1])
+        yield max(first[0], second[0]), end, first[2] & second[2]
+        if first[1] == end:
+            first = next(one, None)
+        if second[1] == end:
+            second = next(other, None)
+
+
+def _ask(source: Source, handle: nbd.NBD, context: str, offset: int, length: int) -> list[int]:
+    """Lengths and values by turns; they may cover less, or a little more, than was asked."""
+    answer: list[int] = []
+
+    def note(told: str, _offset: int, entries: list[int], _error: Any) -> int:
+        if told == context and not answer:
+            answer.extend(entries)
+        return 0
+
+    try:
+        handle.block_status(length, offset, note)
+    except nbd.Error as error:
+        raise read_failed(source, offset, error) from error
+    if not answer:
+        raise CaptureFailed(vm=source.vm, detail=f"QEMU does not tell {context} of disk {source.target}")
+    return answer
+
+
+def _union(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
+    """Of stretches ordered by their beginnings, which may overlap."""
+    begin = end = 0
+    for start, stop in stretches:
+        if start > end:
+            if end > begin:
+                yield begin, end
+            begin = start
+        end = max(end, stop)
+    if end > begin:
+        yield begin, end
+
+
+def _grouped(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
+    group: list[Stretch] = []
+    for start, end in stretches:
+        if group and (start - group[-1][1] > _GAP or len(group) == _GROUP):
+            yield group
+            group = []
+        group.append((start, end))
+    if group:
+        yield group
+
+
+def _within(found: Iterable[Status], stretches: Sequence[Stretch]) -> Iterator[Status]:
+    """What is said of the stretches."""
+    number = 0
+    for start, end, flags in found:
+        while number < len(stretches) and stretches[number][0] < end:
+            first, last = max(start, stretches[number][0]), min(end, stretches[number][1])
+            if first < last:
+                yield first, last, flags
+            if stretches[number][1] > end:
+                break
+            number += 1
+
+
+def _joined(statuses: Iterable[Status]) -> Iterator[Extent]:
+    pending: Extent | None = None
+    for start, end, flags in statuses:
+        kind = ExtentKind.ZERO if flags & nbd.STATE_ZERO else ExtentKind.DATA
+        if pending is not None and kind == pending.kind and pending.end == start:
+            pending = Extent(pending.start, end - pending.start, pending.kind)
+            continue
+        if pending is not None:
+            yield pending
+        pending = Extent(start, end - start, kind)
+    if pending is not None:
+        yield pending
