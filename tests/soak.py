@@ -32,7 +32,7 @@ from tests.functional.local_kit import Answer
 #: points that every backup passes, and some more
 POINTS = [
     "journal.begin", "journal.done", "journal.run_begin", "journal.run_durable", "overlay.mark", "overlay.create",
-    "qemu-img.create", "libvirt.snapshotCreateXML", "libvirt.snapshotCreateXML.done", "libvirt.fsFreeze",
+    "overlay.fill", "libvirt.snapshotCreateXML", "libvirt.snapshotCreateXML.done", "libvirt.fsFreeze",
     "libvirt.fsFreeze.done", "libvirt.fsThaw.done", "vault.put.segment", "vault.put_file.BackupMap",
     "vault.put_manifest.Backup", "vault.put.BackupMetadata", "vault.put.VMMetadata", "vault.put.epoch",
     "vault.put.run.json", "vault.put.run.json.done", "libvirt.blockCommit", "libvirt.blockCommit.done",

@@ -208,7 +208,8 @@ class MapBuilder:
             self._root.segment_count = len(self._table)
             self._root.claims = self._table.claims
             self._file.flush()
-            self._sealed = MapReader(FileSource(self._file, "(map being made)", self._size), self._root, self._size)
+            source = FileSource(self._file, "(map being made)", self._size)
+            self._sealed = MapReader(source, self._root, self._size, own=True)
         return self._sealed
 
     def finish(self, objects: Sequence[Part] = (), parts: Sequence[Part] = ()) -> BuiltMap:

@@ -50,8 +50,8 @@ def slow_merge():
 
 {
     "while merging": slow_merge,
-    "made one overlay": lambda: after(overlay_file, "fill"),
-    "reserved": lambda: after(overlay_file, "reserve"),
+    "made one overlay": lambda: after(Journal, "add_layer"),
+    "made, not noted": lambda: after(overlay_file, "make"),
     "before the snapshot": lambda: before(connection.Guest, "snapshot"),
     "after the snapshot": lambda: after(connection.Guest, "snapshot"),
     "while reading": lambda: after(overlay.OverlayPrepared, "capture"),
@@ -71,7 +71,7 @@ prepared.capture().finish()
 """
 
 PLACES = [
-    "made one overlay", "reserved", "before the snapshot", "after the snapshot", "while reading", "before the merge",
+    "made one overlay", "made, not noted", "before the snapshot", "after the snapshot", "while reading", "before the merge",
     "after the merge began", "before the merged layer is deleted", "before the pivot", "after the pivot",
 ]  # fmt: skip
 

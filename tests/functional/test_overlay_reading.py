@@ -12,9 +12,10 @@ import pytest
 from raksha.errors import CaptureFailed, DiskReadFailed
 from raksha.states import ReadMode
 from raksha.types import ExtentKind
-from raksha.virt.libvirt import image, nbd
+from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.extents import extents
+from raksha.virt.libvirt.overlay_file import OverlayPlan, make
 from tests.bed import Bed
 from tests.bed.memory import peak_mib
 from tests.functional.overlay_kit import KIB, MIB, Guest, kit_on
@@ -28,8 +29,7 @@ def io(path: Path, form: str, *commands: str) -> None:
 
 
 def overlay(path: Path, backing: Path, form: str, size: int) -> Layer:
-    path.touch()
-    image.create_overlay(str(path), size, backing.name, form)
+    make(OverlayPlan("vda", str(path), Layer(str(backing), "file", form), size), "run")
     return Layer(str(path), "file", "qcow2")
 
 

@@ -39,7 +39,7 @@ EXEMPT = {
     ("virt/libvirt/nbd.py", "close"): "socket directories; those of a killed process are swept",
     ("virt/libvirt/nbd.py", "sweep"): "that sweep",
     ("virt/libvirt/overlay_file.py", "check_space"): "an empty directory of ours",
-    ("virt/libvirt/overlay_file.py", "_created"): "undoes the creation, which is a point, after an error",
+    ("virt/libvirt/overlay_file.py", "_named"): "undoes the creation, which is a point, after an error",
     ("virt/libvirt/fence.py", "_flags"): "asks",
     ("virt/libvirt/pull_place.py", "check_space"): "an empty directory of ours",
     ("virt/libvirt/trash.py", "_remove"): "the empty directory",

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from raksha.config import Settings
 from raksha.errors import ChainUnexpected, CommitFailed, VmBusy
 from raksha.journal import Journal, LayerState, OwnLayer
-from raksha.virt.libvirt import image, overlay_file
-from raksha.virt.libvirt.chain import modified, relative_name, same_file
+from raksha.virt.libvirt import overlay_file
+from raksha.virt.libvirt.chain import ChainBroken, follow, modified, relative_name, same_file
 from raksha.virt.libvirt.connection import JOB_COMPLETED, JOB_READY, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
 from raksha.virt.libvirt.fence import Fence
@@ -146,7 +146,10 @@ class Committer:
             return f"the definition has {stated}, expected {expected}"
         if live is None or live.top.format == "raw":
             return None
-        named = [link.path for link in image.chain(found[0])]
+        try:
+            named = [layer.path for layer in follow(live.layers[:1])]
+        except ChainBroken as error:
+            return str(error)
         if len(named) != len(expected) or not all(map(same_file, named, expected)):
             return f"the headers name {named}, expected {expected}"
         return None

@@ -7,7 +7,8 @@ it cannot protect. A job may change its engine from run to run: each disk copy b
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import closing
+from typing import TYPE_CHECKING
 
 from raksha.config import Settings
 from raksha.journal import Journal
@@ -15,7 +16,9 @@ from raksha.virt.capture import CaptureEngine, CaptureRequest, Prepared, VmIdent
 from raksha.virt.libvirt.connection import Connection
 from raksha.virt.libvirt.domain_xml import parse_domain
 from raksha.virt.libvirt.overlay import OverlayEngine
-from raksha.virt.libvirt.pull import PullEngine
+
+if TYPE_CHECKING:
+    from raksha.virt.libvirt.pull import PullEngine
 
 
 class LibvirtEngines:
@@ -23,19 +26,19 @@ class LibvirtEngines:
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self.name = settings.engine
-        with ExitStack() as stack:
-            self._overlay = OverlayEngine(settings, journal)
-            stack.callback(self._overlay.close)
-            self._pull = PullEngine(settings, journal)
-            stack.callback(self._pull.close)
-            self._stack = stack.pop_all()
+        self._settings = settings
+        self._journal = journal
+        self._overlay = OverlayEngine(settings, journal)
+        self._pull: PullEngine | None = None
 
     @property
     def connection(self) -> Connection:
         return self._overlay.connection
 
     def close(self) -> None:
-        self._stack.close()
+        with closing(self._overlay):
+            if self._pull is not None:
+                self._pull.close()
 
     def identify(self, vm: str) -> VmIdentity:
         return self._overlay.identify(vm)
@@ -45,10 +48,18 @@ class LibvirtEngines:
 
     def release(self, vm: str) -> list[str]:
         """What either engine left. The overlays first: a bitmap may lie in one of them."""
-        return [*self._overlay.release(vm), *self._pull.release(vm)] or ["nothing to release"]
+        return [*self._overlay.release(vm), *self._pulling().release(vm)] or ["nothing to release"]
 
     def _engine(self, vm: str) -> CaptureEngine:
         if self.name == "auto":
             definition = parse_domain(self.connection.guest(vm).inactive_xml())
-            return self._pull if definition.nova else self._overlay
-        return self._pull if self.name == "pull" else self._overlay
+            return self._pulling() if definition.nova else self._overlay
+        return self._pulling() if self.name == "pull" else self._overlay
+
+    def _pulling(self) -> PullEngine:
+        """Made when a VM needs it: most hosts have none that does."""
+        from raksha.virt.libvirt.pull import PullEngine
+
+        if self._pull is None:
+            self._pull = PullEngine(self._settings, self._journal)
+        return self._pull

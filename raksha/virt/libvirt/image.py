@@ -1,16 +1,13 @@
 """The only caller of qemu-img: argument lists, stated formats, limits on time and memory.
 
-Nothing here probes a format or opens a file that a header names, except `chain`, which is asked of chains whose
-every layer has already been checked.
+Nothing here probes a format; the only call that opens what a header names is `commit`, which is asked of chains whose
+every layer has been checked.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from typing import Any
-
-from msgspec import Struct
 
 from raksha import crash
 from raksha.errors import ImageToolFailed
@@ -21,16 +18,6 @@ _QUICK = 60
 _MEMORY = 2 * 1024**3
 #: seconds of processor time for the quick calls
 _CPU = 30
-
-
-class ChainLink(Struct, frozen=True):
-    """One image of a chain, as qemu-img sees it."""
-
-    path: str
-    format: str
-    #: as written in the header
-    backing: str | None
-    backing_format: str | None
 
 
 def _change(arguments: list[str], *, timeout: float | None, cpu: int | None) -> None:
@@ -59,27 +46,9 @@ def _run(arguments: list[str], *, timeout: float | None, cpu: int | None) -> str
     return done.stdout
 
 
-def create_overlay(path: str, size: int, backing: str, backing_format: str) -> None:
-    """Make the (existing, empty) file at `path` a qcow2 overlay of `size` bytes. The backing file is not opened."""
-    arguments = ["create", "-q", "-u", "-f", "qcow2", "-o", "compat=1.1,cluster_size=65536"]
-    _change([*arguments, "-b", backing, "-F", backing_format, path, str(size)], timeout=_QUICK, cpu=_CPU)
-
-
 def rebase(path: str, backing: str) -> None:
     """Name another backing file, a qcow2 image, in the header of the qcow2 image at `path`. It is not opened."""
     _change(["rebase", "-q", "-u", "-f", "qcow2", "-b", backing, "-F", "qcow2", path], timeout=_QUICK, cpu=_CPU)
-
-
-def chain(path: str) -> list[ChainLink]:
-    """The chain from the qcow2 image at `path` downwards, while it may be in use."""
-    output = _run(["info", "-U", "--backing-chain", "--output=json", "-f", "qcow2", path], timeout=_QUICK, cpu=_CPU)
-    return [_link(image) for image in json.loads(output)]
-
-
-def _link(image: dict[str, Any]) -> ChainLink:
-    return ChainLink(
-        image["filename"], image["format"], image.get("backing-filename"), image.get("backing-filename-format")
-    )
 
 
 def bitmaps(path: str) -> dict[str, frozenset[str]]:

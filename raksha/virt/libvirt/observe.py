@@ -72,7 +72,7 @@ class SeenOverlay(Struct, frozen=True):
     written: bool
     #: the VM's own file was not written to since this overlay was; None: it cannot be told
     base_untouched: bool | None
-    #: processes that have it open
+    #: processes that have it open; not asked of what a chain has
     users: tuple[int, ...]
 
 
@@ -118,14 +118,17 @@ def observe(guest: Guest, journal: Journal) -> Seen:
     full = guest.disks_without_space() if stopped else frozenset()
     layers = journal.layers(guest.uuid)
     strays = list(_strays(journal, journal.open_intents(guest.uuid), layers))
-    users = _users([*(layer.file.path for layer in layers), *(stray.path for stray in strays)])
+    disks = tuple(_disks(guest, live, inactive, full))
+    chained = {file.key for disk in disks for file in (*disk.live, *disk.inactive, *(disk.headers or ()))}
+    loose = [layer.file.path for layer in layers if key_of(layer.file.path) not in chained]
+    users = _users([*loose, *(stray.path for stray in strays)])
     return Seen(
         uuid=guest.uuid,
         name=guest.name,
         power=power,
         stopped_by_disk=stopped,
         processes=processes,
-        disks=tuple(_disks(guest, live, inactive, full)),
+        disks=disks,
         overlays=tuple(_overlay(layer, layers, users) for layer in layers),
         strays=tuple(replace(stray, users=users.get(stray.path, ())) for stray in strays),
     )
@@ -196,8 +199,8 @@ def doubts(layer: OwnLayer, known: Sequence[OwnLayer]) -> list[str]:
         return [*found, "it is not the file that Raksha made"]
     if (mark := overlay_file.mark_of(path)) is not None and mark != layer.run:
         found.append(f"it is marked {mark or 'nothing'}, not as of run {layer.run}")
-    if Path(path).stat().st_size == 0:
-        return found  # made, but not yet filled
+    if overlay_file.is_blank(path):
+        return found
     try:
         below = backing_of(Layer(path, "file", "qcow2"))
     except ChainBroken as error:
@@ -211,7 +214,7 @@ def doubts(layer: OwnLayer, known: Sequence[OwnLayer]) -> list[str]:
 def holds_data(path: str) -> bool:
     """Whether anything was ever written to a qcow2 overlay: its first table has an entry. True if it cannot be told."""
     try:
-        if Path(path).stat().st_size == 0:
+        if overlay_file.is_blank(path):
             return False
         read_header(path)
         with Path(path).open("rb") as file:

@@ -155,7 +155,7 @@ class OverlayPrepared:
     def _make(self, disk: SurveyedDisk, plan: OverlayPlan) -> None:
         run = self._request.backupjobrun
         try:
-            made = overlay_file.reserve(plan, run)
+            made = overlay_file.make(plan, run)
             own = disk.lineage.own
             base = own[-1].base if own else _base(disk.lineage.base)
             layer = OwnLayer(
@@ -170,7 +170,6 @@ class OverlayPrepared:
             )
             self._journal.add_layer(layer)
             self._plans.append(plan)
-            overlay_file.fill(plan)
         except OSError as error:
             detail = f"no overlay can be made at {plan.path}: {error.strerror}"
             raise CaptureFailed(vm=self.vm_name, detail=detail) from error

@@ -10,7 +10,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -19,7 +19,9 @@ from raksha import crash
 from raksha.config import Settings
 from raksha.errors import NoSpaceForOverlay, OverlayExists
 from raksha.journal import FileId
-from raksha.virt.libvirt import image
+from raksha.qcow2.header import Backing
+from raksha.qcow2.plain import PlainImage
+from raksha.types import Geometry
 from raksha.virt.libvirt.chain import relative_name
 from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.processes import users_of
@@ -97,10 +99,18 @@ def has_room(vm: str, plans: Iterable[OverlayPlan], settings: Settings) -> bool:
     return True
 
 
-def reserve(plan: OverlayPlan, run: str) -> FileId:
-    """Create the empty file, ours alone and marked from the first moment. Raises `OverlayExists`, or `OSError`."""
+def make(plan: OverlayPlan, run: str) -> FileId:
+    """Create the overlay, durable: ours alone, marked and whole from the moment it has a name.
+
+    Only where a file cannot be made before it has a name (NFS), a crash can leave one that is blank: see `is_blank`.
+    Raises `OverlayExists`, `BadName` for a backing file that qcow2 cannot name, `OSError`.
+    """
+    name = relative_name(plan.path, plan.backing.path) or plan.backing.path
+    empty = PlainImage(Geometry(plan.size), (), Backing(name, plan.backing.format))
+    # the header last: what has one is whole
+    pieces = [*empty.fixed()][::-1]
     try:
-        descriptor = _marked(plan, run)
+        descriptor = _filled(plan, run, pieces)
     except FileExistsError as error:
         raise OverlayExists(path=plan.path) from error
     try:
@@ -110,40 +120,57 @@ def reserve(plan: OverlayPlan, run: str) -> FileId:
     return FileId(plan.path, status.st_dev, status.st_ino)
 
 
-def _marked(plan: OverlayPlan, run: str) -> int:
+def is_blank(path: str) -> bool:
+    """Whether the file was made for an overlay that it did not become. Raises `OSError`."""
+    with Path(path).open("rb") as file:
+        return not file.read(4).strip(b"\0")
+
+
+def _filled(plan: OverlayPlan, run: str, pieces: Sequence[tuple[int, bytes]]) -> int:
     """Raises `OSError`, `FileExistsError` among them."""
     path = Path(plan.path)
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        descriptor = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
         try:
-            _mark(descriptor, plan, run)
-            with crash.around("overlay.create"):
-                # Naming the directory makes Python follow the link in /proc.
-                os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=directory, follow_symlinks=True)
-        except BaseException:
-            os.close(descriptor)
-            raise
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
-            raise
-        return _created(plan, run)
+            descriptor = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+                raise
+            descriptor = _named(plan, run, pieces)
+        else:
+            try:
+                _mark(descriptor, plan, run)
+                _fill(descriptor, pieces)
+                with crash.around("overlay.create"):
+                    # Naming the directory makes Python follow the link in /proc.
+                    os.link(f"/proc/self/fd/{descriptor}", path.name, dst_dir_fd=directory, follow_symlinks=True)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        os.fsync(directory)
     finally:
         os.close(directory)
     return descriptor
 
 
-def _created(plan: OverlayPlan, run: str) -> int:
-    """Where a file cannot be made before it has a name (NFS)."""
+def _named(plan: OverlayPlan, run: str, pieces: Sequence[tuple[int, bytes]]) -> int:
     with crash.around("overlay.create"):
         descriptor = os.open(plan.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         _mark(descriptor, plan, run)
+        _fill(descriptor, pieces)
     except BaseException:
         os.close(descriptor)
         Path(plan.path).unlink()
         raise
     return descriptor
+
+
+def _fill(descriptor: int, pieces: Sequence[tuple[int, bytes]]) -> None:
+    with crash.around("overlay.fill"):
+        for offset, data in pieces:
+            os.pwrite(descriptor, data, offset)
+        os.fsync(descriptor)
 
 
 def _mark(descriptor: int, plan: OverlayPlan, run: str) -> None:
@@ -157,18 +184,6 @@ def _mark(descriptor: int, plan: OverlayPlan, run: str) -> None:
     below = Path(plan.backing.path).stat()
     if os.geteuid() == 0 and stat.S_ISREG(below.st_mode):
         os.fchown(descriptor, below.st_uid, below.st_gid)
-
-
-def fill(plan: OverlayPlan) -> None:
-    """Make the reserved file an overlay, on disk. Raises `ImageToolFailed`, `OSError`."""
-    backing = relative_name(plan.path, plan.backing.path) or plan.backing.path
-    image.create_overlay(plan.path, plan.size, backing, plan.backing.format)
-    for path in (plan.path, Path(plan.path).parent):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def mark_of(path: str) -> str | None:

@@ -82,7 +82,8 @@ class Release:
         self._journal.set_layers(paths, LayerState.MERGING)
         # The base as the chain itself spells it: qemu-img looks it up by that name.
         with Fence(self._journal, self._settings).lifted(self._guest.uuid, disk.target):
-            image.commit(paths[0], image.chain(paths[0])[len(paths)].path, self._settings.commit_timeout)
+            base = follow((Layer(paths[0], "file", "qcow2"),))[len(paths)]
+            image.commit(paths[0], base.path, self._settings.commit_timeout)
         self._journal.base_left(self._guest.uuid, disk.target, modified(lineage.base.path))
         self._redefine(disk.target, lineage)
         self._journal.set_layers(paths, LayerState.MERGED)

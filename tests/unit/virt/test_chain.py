@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from raksha.virt.libvirt import image
 from raksha.virt.libvirt.chain import ChainBroken, follow, header, modified, relative_name, same_file
 from raksha.virt.libvirt.domain_xml import Layer
 from raksha.virt.libvirt.layer_header import NotQcow2, read_header
+from raksha.virt.libvirt.overlay_file import OverlayPlan, make
 
 MIB = 1 << 20
 
@@ -118,7 +119,11 @@ def test_overlay_names(tmp_path: Path, name: str) -> None:
     backing = tmp_path / name
     backing.write_bytes(bytes(MIB))
     overlay = tmp_path / f"{name}.raksha-1.qcow2"
-    overlay.touch()
-    image.create_overlay(str(overlay), MIB, relative_name(str(overlay), str(backing)) or str(backing), "raw")
+    made = make(OverlayPlan("vda", str(overlay), Layer(str(backing), "file", "raw"), MIB), "run")
+    assert overlay.stat().st_ino == made.inode and overlay.stat().st_mode & 0o777 == 0o600
     assert [Path(layer.path) for layer in follow(top(overlay))] == [overlay, backing]
-    assert [Path(link.path).name for link in image.chain(str(overlay))] == [overlay.name, backing.name]
+    command = ["qemu-img", "info", "--backing-chain", "--output=json", "-f", "qcow2", overlay]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert [Path(link["filename"]).name for link in told] == [overlay.name, backing.name]
+    assert told[0]["backing-filename-format"] == "raw" and told[0]["virtual-size"] == MIB
+    subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", overlay], check=True)
