@@ -1,15 +1,32 @@
 """Metadata, entry points and extras of the `raksha` distribution. Tools are set up in pyproject.toml."""
 
 from pathlib import Path
+from shutil import rmtree
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 CORE = ["blake3>=1.0", "zstandard>=0.23", "tenacity>=9", "lxml>=5", "msgspec>=0.18", "oslo.config>=9.6", "tqdm>=4.66"]
 SWIFT = ["python-swiftclient>=4.6", "keystoneauth1>=5.8"]
 #: python3-libnbd comes from the distribution: it is not on PyPI
 AGENT = ["libvirt-python>=8"]
-TEST = ["pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
+#: database of the service; PyMySQL for MariaDB, SQLite needs nothing
+SERVICE = ["SQLAlchemy>=2.0.36", "alembic>=1.14", "PyMySQL>=1.1"]
+POSTGRESQL = ["psycopg[binary]>=3.2"]
+TEST = [*POSTGRESQL, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "towncrier>=24"]
+
+class BuildWithMigrations(build_py):
+    """The migrations lie outside the package, where operators look for them; a wheel carries them inside."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            inside = Path(self.build_lib) / "raksha" / "alembic"
+            self.copy_tree(str(Path(__file__).with_name("alembic")), str(inside))
+            for cache in inside.rglob("__pycache__"):
+                rmtree(cache)
+
 
 setup(
     name="raksha",
@@ -24,9 +41,12 @@ setup(
     install_requires=CORE,
     extras_require={
         "agent": AGENT,
+        "postgresql": POSTGRESQL,
+        "service": SERVICE,
         "swift": SWIFT,
         "test": [*TEST, *LINT],
-        "all": [*AGENT, *SWIFT],
+        "all": [*AGENT, *SERVICE, *SWIFT],
     },
-    entry_points={"console_scripts": ["raksha = raksha.cmd.main:main"]},
+    cmdclass={"build_py": BuildWithMigrations},
+    entry_points={"console_scripts": ["raksha = raksha.cmd.main:main", "raksha-manage = raksha.cmd.manage:main"]},
 )

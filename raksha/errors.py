@@ -455,3 +455,82 @@ class DiskLost(Damaged):
 class ImageToolFailed(RakshaError):
     code = "image_tool_failed"
     message = "`{command}` failed: {detail}."
+
+
+# -- the service's database -------------------------------------------------------------------------
+
+
+class DatabaseUnavailable(RakshaError):
+    code = "database_unavailable"
+    message = "The database did not answer: {detail}."
+    hint = "Nothing was changed. Check the address in [database] connection, and whether the server runs."
+    retryable = True
+
+
+class CommitUnknown(RakshaError):
+    code = "commit_unknown"
+    message = "The connection to the database was lost while it was told to commit: {detail}."
+    hint = "What was done may or may not be there: look before it is done again."
+
+
+class DatabaseBusy(RakshaError):
+    code = "database_busy"
+    message = "The database gave up a transaction {attempts} times: {detail}."
+    hint = "Others were always first. Nothing was changed; try again later."
+    retryable = True
+
+
+class SchemaWrong(Refused):
+    code = "schema_wrong"
+    message = "The database has schema {found}; this Raksha needs {wanted}."
+    hint = "Run `raksha-manage db upgrade`, or use the Raksha that the database belongs to."
+
+
+class RowNotFound(NotFound):
+    code = "not_found"
+    message = "There is no {noun} {id}."
+
+
+class StateConflict(Refused):
+    code = "state_conflict"
+    message = "The {noun} {id} is {found}; only from {wanted} can it become {to}."
+
+
+class EpochStale(Refused):
+    code = "epoch_stale"
+    message = "The {noun} {id} has been taken over: its epoch is {found}, not {given}."
+
+
+class StillNeeded(Refused):
+    code = "still_needed"
+    message = "The {noun} {id} is {found}, but others need it or have it: {detail}."
+    retryable = True
+
+
+class ChangedMeanwhile(Refused):
+    code = "changed_meanwhile"
+    message = "The {noun} {id} was changed meanwhile: it is at version {found}, not {given}."
+    hint = "Read it again and repeat the change."
+
+
+class MarkerUnknown(Refused):
+    code = "marker_unknown"
+    message = "The marker {marker} is not in this list."
+    exit_code = 2
+
+
+class SortKeyUnknown(Refused):
+    code = "sort_key_unknown"
+    message = "This list cannot be sorted by {key!r}, only by {known}."
+    exit_code = 2
+
+
+class KeyReused(Refused):
+    code = "idempotency_key_reused"
+    message = "The idempotency key {key!r} was used for another request."
+
+
+class RequestUnderWay(Refused):
+    code = "request_under_way"
+    message = "A request with the idempotency key {key!r} is still at work."
+    retryable = True

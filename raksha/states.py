@@ -78,3 +78,175 @@ class Format(StrEnum):
 
     RAW = "raw"
     QCOW2 = "qcow2"
+
+
+# -- the service: which moves between these are legal stands in raksha/db/moves.py ----------------------
+
+
+class JobState(StrEnum):
+    """Of a backup job."""
+
+    #: its schedule fires
+    ACTIVE = "active"
+    #: its owner said so; it can still be run by hand
+    PAUSED = "paused"
+    #: it cannot run until somebody acts (a broken trust); the job says why
+    SUSPENDED = "suspended"
+    #: nothing new starts, its runs are being removed
+    DELETING = "deleting"
+
+
+class RunState(StrEnum):
+    """Of a backup job run."""
+
+    QUEUED = "queued"
+    #: all VM and host slots are reserved, its tasks can be claimed
+    READY = "ready"
+    #: at least one agent works on it
+    RUNNING = "running"
+    #: everything is stored, the last objects are being written
+    COMMITTING = "committing"
+    #: a restore point
+    AVAILABLE = "available"
+    #: a restore point of which something stored was found missing or damaged
+    DEGRADED = "degraded"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    #: neither going on nor undoing is proven safe on some host
+    NEEDS_ATTENTION = "needs_attention"
+    #: no restore point any more, its objects are being removed
+    DELETING = "deleting"
+
+
+class RunVmState(StrEnum):
+    """Of one VM in a run."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    #: its part is stored; whether it counts, the run tells
+    STORED = "stored"
+    #: left out, with a reason
+    SKIPPED = "skipped"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    NEEDS_ATTENTION = "needs_attention"
+
+
+class BackupState(StrEnum):
+    """Of one stored disk copy (column `status`)."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    #: something of it was found missing or damaged: no parent, no source of dedupe
+    DEGRADED = "degraded"
+    #: nobody sees it any more, its segments still count as alive
+    TRASHED = "trashed"
+    DELETING = "deleting"
+    ERROR = "error"
+
+
+class TaskState(StrEnum):
+    """Of a piece of work that an agent claims."""
+
+    #: its run has not got all its slots
+    PENDING = "pending"
+    #: claimable
+    READY = "ready"
+    #: an agent holds a lease on it
+    CLAIMED = "claimed"
+    DONE = "done"
+    ERROR = "error"
+    CANCELLED = "cancelled"
+    #: not terminal: what it stored counts as alive
+    NEEDS_ATTENTION = "needs_attention"
+
+
+class TaskKind(StrEnum):
+    """What an agent is to do."""
+
+    BACKUP = "backup"
+    RESTORE = "restore"
+    #: after the run is durable: chain maintenance on the host
+    FINISH = "finish"
+    VERIFY = "verify"
+    #: give a VM back
+    RELEASE = "release"
+
+
+class RestoreState(StrEnum):
+    """Of a restore."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+    #: a half-written target that a person must look at
+    NEEDS_ATTENTION = "needs_attention"
+
+
+class ServiceKind(StrEnum):
+    """Which process it is."""
+
+    API = "api"
+    SCHEDULER = "scheduler"
+    AGENT = "agent"
+
+
+class ServiceState(StrEnum):
+    """What its operator wants of a process. Whether it is alive, its heartbeat tells."""
+
+    ENABLED = "enabled"
+    #: finishes what it has and takes nothing new
+    DRAINING = "draining"
+    DRAINED = "drained"
+    #: takes nothing new
+    DISABLED = "disabled"
+
+
+class BarrierState(StrEnum):
+    """Where a consistency group is; every member does what the state says, and reports."""
+
+    #: waits for all members
+    GATHERING = "gathering"
+    FREEZING = "freezing"
+    SNAPSHOTTING = "snapshotting"
+    #: all members thaw, all have their snapshot under one unbroken freeze
+    DONE = "done"
+    #: all members thaw, the group is not consistent
+    FAILED = "failed"
+
+
+class MemberState(StrEnum):
+    """Of one VM in a consistency group."""
+
+    WAITING = "waiting"
+    #: prepared, ready to freeze
+    JOINED = "joined"
+    FROZEN = "frozen"
+    #: has its snapshot
+    CAPTURED = "captured"
+    THAWED = "thawed"
+    FAILED = "failed"
+
+
+class Trigger(StrEnum):
+    """What made a run."""
+
+    SCHEDULE = "schedule"
+    #: a person, over the API
+    REQUEST = "request"
+    #: a run that failed
+    RETRY = "retry"
+
+
+class PinHolder(StrEnum):
+    """What reads a stored disk copy, so that it must stay."""
+
+    RUN = "run"
+    RESTORE = "restore"
+    EXPORT = "export"
+    VERIFY = "verify"
+    CONSOLIDATE = "consolidate"

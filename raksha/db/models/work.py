@@ -1,0 +1,144 @@
+"""Work under way: tasks, slots, consistency groups, restores."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Double, Index, Integer, String, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from raksha.db.columns import Word
+from raksha.db.models.base import Base, Count, CreatedAt, Document, Id, Micros, Name, Text36, options, refers
+from raksha.states import BarrierState, MemberState, RestoreState, TaskKind, TaskState
+
+
+class Restore(Base):
+    """One restore of a run, or of a part of it."""
+
+    __tablename__ = "restores"
+
+    id: Mapped[Id]
+    project_id: Mapped[Name]
+    user_id: Mapped[Name | None]
+    #: None: the restore point is gone since
+    backupjobrun_id: Mapped[str | None] = refers("backupjobruns.id", "SET NULL")
+    state: Mapped[RestoreState] = mapped_column(Word(RestoreState), default=RestoreState.QUEUED)
+    epoch: Mapped[Count]
+    #: what was asked for: VMs, disks, kind and name of the target
+    target: Mapped[Document]
+    #: everything that it has made or is about to write to, recorded before: a leftover can be found
+    made: Mapped[Document] = mapped_column(default=list)
+    result: Mapped[Document | None]
+    error: Mapped[Document | None]
+    bytes_total: Mapped[Count]
+    bytes_done: Mapped[Count]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Micros | None]
+    finished_at: Mapped[Micros | None]
+    cancel_requested_at: Mapped[Micros | None]
+    request_id: Mapped[Name | None]
+
+    __table_args__ = options(
+        Index(None, "project_id", "created_at", "id"), Index(None, "backupjobrun_id"), Index(None, "state")
+    )
+
+
+class Task(Base):
+    """A piece of work that an agent claims. Terminal rows stay while any segment of theirs is listed."""
+
+    __tablename__ = "tasks"
+
+    id: Mapped[Id]
+    kind: Mapped[TaskKind] = mapped_column(Word(TaskKind))
+    state: Mapped[TaskState] = mapped_column(Word(TaskState), default=TaskState.PENDING)
+    #: grows with every claim; reports of an older one are refused
+    epoch: Mapped[Count]
+    project_id: Mapped[Name]
+    backupjobrun_id: Mapped[str | None] = refers("backupjobruns.id", "RESTRICT")
+    restore_id: Mapped[str | None] = refers("restores.id", "RESTRICT")
+    vault_id: Mapped[str | None] = refers("vaults.id", "RESTRICT")
+    vm_id: Mapped[Text36 | None]
+    #: only the agent of this host may claim it; None: any agent that the placement allows
+    host: Mapped[Name | None]
+    placement: Mapped[Document | None]
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    not_before: Mapped[Micros] = mapped_column(default=0)
+
+    service_id: Mapped[str | None] = refers("services.id", "SET NULL")
+    lease_until: Mapped[Micros] = mapped_column(default=0)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    cancel_requested_at: Mapped[Micros | None]
+
+    #: what to do; what came of it
+    order: Mapped[Document] = mapped_column("work_order", default=dict)
+    result: Mapped[Document | None]
+    error: Mapped[Document | None]
+    #: number of the last report of this epoch that was taken: older and repeated ones change nothing
+    report_number: Mapped[Count]
+    progress: Mapped[Document | None]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Micros | None]
+    finished_at: Mapped[Micros | None]
+
+    __table_args__ = options(
+        Index(None, "state", "host", "priority", "created_at"),
+        Index(None, "state", "lease_until"),
+        Index(None, "backupjobrun_id"),
+        Index(None, "restore_id"),
+        Index(None, "vault_id", "state"),
+        Index(None, "service_id", "state"),
+    )
+
+
+class Reservation(Base):
+    """A slot of something that only so many may use at once: a VM, a host, a project, a vault. Taken by inserting."""
+
+    __tablename__ = "reservations"
+
+    #: `vm`, `host`, `project`, `vault`
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    #: 0 … limit-1
+    slot: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    #: id of the run or restore
+    holder_id: Mapped[Text36]
+    created_at: Mapped[CreatedAt]
+
+    __table_args__ = options(Index(None, "holder_id"))
+
+
+class Barrier(Base):
+    """The consistency group of one attempt of a run: freeze, snapshot and thaw together, or not at all."""
+
+    __tablename__ = "barriers"
+
+    id: Mapped[Id]
+    backupjobrun_id: Mapped[str] = refers("backupjobruns.id")
+    state: Mapped[BarrierState] = mapped_column(Word(BarrierState), default=BarrierState.GATHERING)
+    #: all must be over by then; set anew when freezing begins
+    deadline_at: Mapped[Micros]
+    #: why it failed
+    error: Mapped[Document | None]
+    created_at: Mapped[CreatedAt]
+
+    __table_args__ = options(UniqueConstraint("backupjobrun_id"), Index(None, "state", "deadline_at"))
+
+
+class BarrierMember(Base):
+    """A VM in a consistency group."""
+
+    __tablename__ = "barrier_members"
+
+    id: Mapped[Id]
+    barrier_id: Mapped[str] = refers("barriers.id")
+    task_id: Mapped[str] = refers("tasks.id")
+    vm_id: Mapped[Text36]
+    state: Mapped[MemberState] = mapped_column(Word(MemberState), default=MemberState.WAITING)
+    #: epoch of the claim under which it takes part: another claim cannot go on with its freeze
+    epoch: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: by the clock of its host, corrected by the offset measured to the database's; seconds of error of that
+    frozen_at: Mapped[Micros | None]
+    captured_at: Mapped[Micros | None]
+    thawed_at: Mapped[Micros | None]
+    clock_error_seconds: Mapped[float | None] = mapped_column(Double)
+    error: Mapped[Document | None]
+
+    __table_args__ = options(UniqueConstraint("barrier_id", "vm_id"), Index(None, "task_id"))
