@@ -11,6 +11,8 @@ import pytest
 
 from tests.bed import Bed, SessionHost, SystemHost
 from tests.bed.image import REPOSITORY
+from tests.bed.mariadb import mariadb  # noqa: F401 a fixture
+from tests.bed.postgresql import postgresql  # noqa: F401 a fixture
 from tests.bed.swift import swift  # noqa: F401 a fixture
 
 # libvirt tells every error to standard error as well, unless somebody takes it

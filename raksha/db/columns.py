@@ -15,7 +15,7 @@ from sqlalchemy import BigInteger, Dialect, String, Text
 from sqlalchemy.dialects.mysql import LONGTEXT
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator
 
 SECOND = 1_000_000
 
@@ -46,12 +46,9 @@ class Word(TypeDecorator[E]):
 class Json(TypeDecorator[Any]):
     """A document of lists, dicts, strings, numbers and None, up to some MiB. Never queried by its content."""
 
-    impl = Text
+    # TEXT of MariaDB ends at 64 KiB: the NVRAM of one VM is larger
+    impl = Text().with_variant(LONGTEXT(), "mysql", "mariadb")
     cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        # TEXT of MariaDB ends at 64 KiB: the NVRAM of one VM is larger
-        return dialect.type_descriptor(LONGTEXT() if dialect.name in ("mysql", "mariadb") else Text())
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:  # noqa: ARG002
         return None if value is None else msgspec.json.encode(value).decode()
