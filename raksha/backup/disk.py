@@ -66,6 +66,7 @@ def store_disk(
                 taken_at=capture.taken_at,
                 base_image=_base_image(disk),
                 facts=dict(disk.facts),
+                tracker=None if disk.tracker is None else dict(disk.tracker),
             ),
             parts=image.parts,
         )

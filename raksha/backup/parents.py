@@ -17,7 +17,7 @@ from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.metadata import BackupMetadata, RunDocument
-from raksha.virt.capture import BaseImage, Parent
+from raksha.virt.capture import BaseImage, History, Parent, StoredCopy
 
 #: other disks on the same base image whose segments are looked at; they hold the same data, one would nearly do
 _CLONES = 2
@@ -58,6 +58,24 @@ def _usable(catalog: Catalog, key: ResourceKey) -> bool:
     except Damaged:
         return False
     return True
+
+
+def history_of(catalog: Catalog, runs: Sequence[RunDocument], vm: str) -> History:
+    """What the vault has of a VM's disks, for an engine that meets the change tracker of another host."""
+
+    def find(target: str, beginning: str) -> Sequence[StoredCopy]:
+        copies = []
+        for run in runs:
+            key = ResourceKey(run.backupjob, run.backupjobrun, vm, target)
+            if run.backupjobrun.startswith(beginning) and key in run.resource_keys():
+                try:
+                    tracker = catalog.metadata(key).tracker
+                except Damaged:  # then nothing is known of it
+                    continue
+                copies.append(StoredCopy(run.backupjobrun, run.backupjob, run.number, tracker))
+        return copies
+
+    return find
 
 
 def pin_for_full(

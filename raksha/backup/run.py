@@ -28,7 +28,7 @@ from msgspec import Struct, field
 
 import raksha
 from raksha.backup.disk import store_disk
-from raksha.backup.parents import Parents, find_parents, pin_for_full
+from raksha.backup.parents import Parents, find_parents, history_of, pin_for_full
 from raksha.backup.pipeline import Destination
 from raksha.config import Settings
 from raksha.errors import Interrupted
@@ -86,7 +86,8 @@ class BackupRun(Struct):
         parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
         self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
         try:
-            group = self._capture(order, vms, backupjob, parents)
+            requests = [self._request(order, vm, backupjob, parents[vm.uuid], runs) for vm in vms]
+            group = self._capture(requests)
         except BaseException as error:
             self._failed(error)
             raise
@@ -113,7 +114,9 @@ class BackupRun(Struct):
             return Parents(dict.fromkeys(parents.since), dict.fromkeys(parents.since, Reason.ASKED))
         return parents
 
-    def _request(self, order: BackupOrder, vm: VmIdentity, backupjob: str, parents: Parents) -> CaptureRequest:
+    def _request(
+        self, order: BackupOrder, vm: VmIdentity, backupjob: str, parents: Parents, runs: Sequence[RunDocument]
+    ) -> CaptureRequest:
         return CaptureRequest(
             vm=vm.uuid,
             backupjobrun=self._id,
@@ -122,16 +125,15 @@ class BackupRun(Struct):
             full_reason=Reason.ASKED if order.full else Reason.FIRST_RUN,
             exclude=order.exclude.get(vm.name, frozenset()) | order.exclude.get(vm.uuid, frozenset()),
             quiesce=order.quiesce,
+            history=history_of(self.catalog, runs, vm.uuid),
         )
 
-    def _capture(
-        self, order: BackupOrder, vms: Sequence[VmIdentity], backupjob: str, parents: Mapping[str, Parents]
-    ) -> Group:
+    def _capture(self, requests: Sequence[CaptureRequest]) -> Group:
         prepared: list[Prepared] = []
         try:
-            for vm in vms:
+            for request in requests:
                 self._check()
-                prepared.append(self.engine.prepare(self._request(order, vm, backupjob, parents[vm.uuid])))
+                prepared.append(self.engine.prepare(request))
             establish(self.catalog)  # not before it is known that there will be something to store
         except BaseException:
             for each in prepared:

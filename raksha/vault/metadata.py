@@ -120,6 +120,8 @@ class BackupMetadata(msgspec.Struct, frozen=True, kw_only=True):
     base_image: BaseImageDocument | None = None
     #: disk as the VM had it: format, bus, source
     facts: dict[str, str | int | None] = {}
+    #: what the engine knows of the change tracker that counts from this copy; it checks that before it believes it
+    tracker: dict[str, str | int | None] | None = None
 
     @property
     def resource_key(self) -> ResourceKey:

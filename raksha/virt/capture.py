@@ -17,7 +17,7 @@ Not promised: that two VMs are captured at one instant without the barrier.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 from msgspec import Struct, field
@@ -33,6 +33,30 @@ class Parent(Struct, frozen=True):
     backupjobrun: str
     #: bytes, the size of the disk then
     size: int
+
+
+#: what an engine knows of the change tracker that counts from a copy, in its own words
+Tracker = Mapping[str, str | int | None]
+
+
+class StoredCopy(Struct, frozen=True):
+    """A disk copy in the vault, as far as it tells about the VM's change tracker."""
+
+    #: ids of its run and of the job
+    backupjobrun: str
+    backupjob: str
+    #: restore points are ordered by it
+    number: int
+    #: as the capture gave it; read from a vault, so not to be trusted
+    tracker: Tracker | None
+
+
+#: copies of one disk (a target) whose run's id begins like that. Asks the vault, so only who needs it does
+History = Callable[[str, str], Sequence[StoredCopy]]
+
+
+def no_history(_target: str, _beginning: str) -> Sequence[StoredCopy]:
+    return ()
 
 
 class VmIdentity(Struct, frozen=True):
@@ -57,6 +81,8 @@ class CaptureRequest(Struct, frozen=True):
     #: disk targets to leave out
     exclude: frozenset[str] = frozenset()
     quiesce: Quiesce = Quiesce.AUTO
+    #: of this VM, whatever the job: what another host has left behind
+    history: History = no_history
 
 
 class BaseImage(Struct, frozen=True):
@@ -107,6 +133,10 @@ class DiskCapture(Protocol):
     @property
     def facts(self) -> Mapping[str, str | int | None]:
         """Format and source as the VM has them: facts for the metadata, such as {"format": "raw", "bus": "virtio"}."""
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """For the metadata: what another host must know to go on from this copy. None: it cannot."""
 
     def open(self) -> DiskReader:
         """A reader for one thread."""

@@ -7,11 +7,11 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from raksha.config import Settings
-from raksha.errors import CaptureFailed, QuiesceFailed, RakshaError, VmStarted
-from raksha.journal import Journal, Lock, OwnLayer
+from raksha.errors import CaptureFailed, LibvirtFailed, QuiesceFailed, RakshaError, VmBusy, VmStarted
+from raksha.journal import Journal, LayerState, Lock, OwnLayer
 from raksha.states import Consistency, Quiesce, ReadMode, Reason
 from raksha.types import Extent
-from raksha.virt.capture import BaseImage, CaptureRequest, DiskReader
+from raksha.virt.capture import BaseImage, CaptureRequest, DiskReader, Tracker
 from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.chain import modified, same_file
 from raksha.virt.libvirt.commit import Committer
@@ -20,9 +20,11 @@ from raksha.virt.libvirt.domain_xml import Layer, parse_domain
 from raksha.virt.libvirt.extents import extents
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.lineage import Decision, Lineage, decide
+from raksha.virt.libvirt.locks import is_written
 from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.space import SpaceWatch
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+from raksha.virt.libvirt.trace import note_base, of_layer
 
 #: from so many frozen layers of ours on, a failed run merges them into one
 _MANY_LAYERS = 8
@@ -35,7 +37,12 @@ class OfflineWatch:
     """Notices when a VM that is read while shut off was started, or its files written to."""
 
     def __init__(self, guest: Guest, found: Survey) -> None:
+        """Raises `VmBusy` if it runs on another host, as far as the file system tells."""
         self._guest = guest
+        for disk in found.disks:
+            if is_written(disk.chain[0].path) and not guest.is_active():
+                detail = f"{disk.chain[0].path} is being written to by a QEMU that is not known here"
+                raise VmBusy(vm=guest.name, detail=detail)
         self._layers = [layer for disk in found.disks for layer in disk.chain]
         self._stack = ExitStack()
         self._started = self._stack.enter_context(guest.start_events())
@@ -59,7 +66,9 @@ def stamps(layers: list[Layer]) -> list[tuple[int, int, int | None]]:
 class OverlayDisk:
     """One frozen disk."""
 
-    def __init__(self, disk: SurveyedDisk, server: nbd.Server, decision: Decision, parent: str | None) -> None:
+    def __init__(
+        self, disk: SurveyedDisk, server: nbd.Server, decision: Decision, parent: str | None, tracker: Tracker | None
+    ) -> None:
         self.target = disk.target
         self.size = server.size
         self.mode = decision.mode
@@ -67,6 +76,7 @@ class OverlayDisk:
         self.parent = parent if decision.mode is not ReadMode.FULL else None
         self.base_image = base_image_of(disk.lineage)
         self.facts = facts_of(disk)
+        self.tracker = tracker
         self._server = server
         self._depth = decision.depth if decision.mode is ReadMode.DELTA else None
 
@@ -170,7 +180,16 @@ class OverlayCapture:
             replaced=_replaced(disk.lineage),
             distrust=_distrust(disk.lineage, offline=self._offline is not None),
         )
-        return OverlayDisk(disk, server, decision, parent.backupjobrun if parent else None)
+        return OverlayDisk(disk, server, decision, parent.backupjobrun if parent else None, self._tracker(disk))
+
+    def _tracker(self, disk: SurveyedDisk) -> Tracker | None:
+        """What counts from this run: its own overlay, or the one that a VM that is shut off will go on with."""
+        own = disk.lineage.own if self._offline else self._made(disk.target)
+        return of_layer(own[0]) if own else None
+
+    def _made(self, target: str) -> list[OwnLayer]:
+        run = self._request.backupjobrun
+        return [each for each in self._journal.layers(self._guest.uuid) if (each.run, each.target) == (run, target)]
 
     def _overlays(self) -> dict[str, str]:
         """Those of this run, by target."""
@@ -187,8 +206,10 @@ class OverlayCapture:
                 if disk.lineage.own:
                     self._journal.count_from(disk.lineage.own[0].file.path, [self._request.backupjobrun])
             return
-        if stamps(self._frozen) != self._stamps:
+        if self._written():
             raise CaptureFailed(vm=self._guest.name, detail="a frozen layer was written to while it was read")
+        if self._left_host():
+            return
         domain = parse_domain(self._guest.live_xml() if self._guest.is_active() else self._guest.inactive_xml())
         for disk in self._survey.disks:
             now = domain.disk(disk.target)
@@ -197,17 +218,44 @@ class OverlayCapture:
                 detail = f"the chain of {disk.target} was changed while it was read"
                 raise CaptureFailed(vm=self._guest.name, detail=detail)
 
+    def _written(self) -> bool:
+        try:
+            return stamps(self._frozen) != self._stamps
+        except OSError as error:
+            detail = f"a frozen layer is gone: {error}"
+            raise CaptureFailed(vm=self._guest.name, detail=detail) from error
+
+    def _left_host(self) -> bool:
+        """Whether the VM was migrated away, or deleted. What was frozen is as good as before: nobody wrote to it."""
+        try:
+            self._guest.is_active()
+        except LibvirtFailed:
+            return all(guest.uuid != self._guest.uuid for guest in self._guest.neighbours())
+        return False
+
     def finish(self) -> list[str]:
         self._close()
         try:
+            if self._offline is None and self._left_host():
+                self._warnings.append(f"{self._guest.name} has left this host; where it is now, the next run goes on")
+                return self._warnings
             for disk in self._survey.disks:
                 try:
                     self._warnings += self._advance(disk)
                 except (RakshaError, OSError) as error:
                     self._warnings.append(str(error))
+        except LibvirtFailed as error:
+            self._warnings.append(str(error))
         finally:
+            self._leave_notes()
             self._unlock()
         return self._warnings
+
+    def _leave_notes(self) -> None:
+        """For a host that the VM may move to."""
+        for layer in self._journal.layers(self._guest.uuid):
+            if layer.state is LayerState.CHAINED:
+                note_base(layer)
 
     def _advance(self, disk: SurveyedDisk) -> list[str]:
         own = disk.lineage.own

@@ -66,7 +66,7 @@ class Plan(Struct, frozen=True):
 _JOBS = ("commit", "pivot")
 
 #: operations of the engine `overlay`; whoever begins others ends them
-_OPERATIONS = frozenset({*_JOBS, "freeze", "snapshot", "offline commit", "redefine"})
+_OPERATIONS = frozenset({*_JOBS, "freeze", "snapshot", "offline commit", "redefine", "adopt"})
 
 
 def decide(seen: Seen, intents: Sequence[Intent]) -> Plan:

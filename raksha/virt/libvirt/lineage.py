@@ -51,14 +51,15 @@ def tell_apart(
     vm: str, target: str, chain: Sequence[Layer], known: Sequence[OwnLayer], same: Callable[[str, str], bool]
 ) -> Lineage:
     """`known`: all our layers of the VM. Raises `ForeignChain` where a layer that is not ours stands on one that is,
-    `LayerUnknown` for one that looks like ours but is not in the journal."""
+    `LayerUnknown` for one that looks like ours but is not in the journal. The bottom of a chain is no overlay, whatever
+    it is called: a migration that copies a disk into one file keeps the name."""
     found = [next((own for own in known if same(own.file.path, layer.path)), None) for layer in chain]
     own = [ours for ours in takewhile(lambda ours: ours is not None, found) if ours is not None]
     below = tuple(chain[len(own) :])
     for layer, ours in zip(below, found[len(own) :], strict=True):
         if ours is not None:
             raise ForeignChain(vm=vm, disk=target, path=chain[0].path)
-        if is_our_name(layer.path):
+        if layer is not chain[-1] and is_our_name(layer.path):
             raise LayerUnknown(vm=vm, disk=target, path=layer.path)
     orphans = (ours for ours in known if ours.target == target and ours.state is LayerState.ORPHAN and ours not in own)
     return Lineage(tuple(own), below, tuple(orphans))

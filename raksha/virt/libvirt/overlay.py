@@ -20,7 +20,7 @@ from typing import NoReturn
 from lxml import etree
 
 from raksha.config import Settings
-from raksha.errors import CaptureFailed, ChainUnexpected, LibvirtFailed, RakshaError
+from raksha.errors import CaptureFailed, ChainUnexpected, LayerUnknown, LibvirtFailed, RakshaError
 from raksha.journal import Base, Journal, LayerState, Lock, OwnLayer
 from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import nbd, overlay_file
@@ -33,7 +33,7 @@ from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
 from raksha.virt.libvirt.own_source import own_sources
-from raksha.virt.libvirt.recover import reconcile
+from raksha.virt.libvirt.recover import adopted, reconcile
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
 from raksha.virt.libvirt.trash import Trash
@@ -71,7 +71,11 @@ class OverlayEngine:
         lock = self._journal.vm_lock(guest.uuid, guest.name)
         try:
             warnings = reconcile(guest, self._journal, self._settings)
-            found = survey(guest, self._journal, request.exclude)
+            try:
+                found = survey(guest, self._journal, request.exclude)
+            except LayerUnknown:
+                warnings += adopted(guest, self._journal, self._settings, request)
+                found = survey(guest, self._journal, request.exclude)
             freezer = Freezer(guest, self.connection.uri, request.quiesce, self._settings, self._journal)
             prepared = OverlayPrepared(guest, request, found, freezer, lock, self._journal, self._settings, warnings)
         except BaseException:

@@ -62,6 +62,16 @@ def is_our_name(path: str) -> bool:
     return _OUR_NAME.search(path) is not None
 
 
+def belongs_to(path: str, *, run: str, vm: str, target: str) -> bool:
+    """Whether `overlay_path` gives this name to an overlay of that run and disk."""
+    return path.endswith(f".raksha-{_short(run)}-{_short(vm)}-{_plain(target)}.qcow2")
+
+
+def run_in_name(path: str) -> str:
+    """How the id of the run begins that an overlay of ours was made by. Empty: it is none."""
+    return path.rpartition(".raksha-")[2].partition("-")[0] if is_our_name(path) else ""
+
+
 def _short(identifier: str) -> str:
     return _plain(identifier.lower())[:8] or "0"
 

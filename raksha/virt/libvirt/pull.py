@@ -20,10 +20,11 @@ import time
 from collections.abc import Sequence
 
 from raksha.config import Settings
-from raksha.errors import CaptureFailed, LibvirtFailed
+from raksha.errors import CaptureFailed, LayerUnknown, LibvirtFailed
 from raksha.journal import BitmapState, Journal, Lock, OwnBitmap, RunState
 from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import image, nbd, pull_place
+from raksha.virt.libvirt.adopt import adopt_bitmaps
 from raksha.virt.libvirt.capture import OfflineWatch
 from raksha.virt.libvirt.checkpoint import Checkpoints, what_became
 from raksha.virt.libvirt.connection import Connection, Guest
@@ -37,7 +38,7 @@ from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
 from raksha.virt.libvirt.pull_survey import below, can_hold_bitmap, survey_for_pull
 from raksha.virt.libvirt.pull_tracker import Decision, Found, counting, decide
 from raksha.virt.libvirt.pull_xml import BackupDisk, backup_xml, bitmap_name, checkpoint_xml
-from raksha.virt.libvirt.recover import reconcile
+from raksha.virt.libvirt.recover import adopted, reconcile
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
 
 #: QEMU counts disks in these, and rounds a raw file up
@@ -74,8 +75,13 @@ class PullEngine:
         lock = self._journal.vm_lock(guest.uuid, guest.name)
         try:
             warnings = reconcile(guest, self._journal, self._settings)
+            adopt_bitmaps(guest.uuid, self._journal, request)
             warnings += _settle(guest, self._journal, request)
-            found = survey_for_pull(guest, self._journal, request.exclude)
+            try:
+                found = survey_for_pull(guest, self._journal, request.exclude)
+            except LayerUnknown:
+                warnings += adopted(guest, self._journal, self._settings, request)
+                found = survey_for_pull(guest, self._journal, request.exclude)
             freezer = Freezer(guest, self.connection.uri, request.quiesce, self._settings, self._journal)
             prepared = PullPrepared(
                 self.connection, guest, request, found, freezer, lock, self._journal, self._settings, warnings

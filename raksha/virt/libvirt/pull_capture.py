@@ -13,7 +13,7 @@ from raksha.errors import CaptureFailed, QuiesceFailed, RakshaError
 from raksha.journal import BitmapState, Journal, Lock, OwnBitmap
 from raksha.states import Quiesce, ReadMode
 from raksha.types import Extent
-from raksha.virt.capture import CaptureRequest, DiskReader
+from raksha.virt.capture import CaptureRequest, DiskReader, Tracker
 from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.capture import OfflineWatch, base_image_of, consistency_of, facts_of
 from raksha.virt.libvirt.connection import Guest
@@ -25,6 +25,7 @@ from raksha.virt.libvirt.pull_tracker import Decision
 from raksha.virt.libvirt.pull_xml import export_bitmap
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+from raksha.virt.libvirt.trace import of_bitmap
 
 #: stretches of a bitmap that are worth noting; with more, the next run compares
 _MOST_STRETCHES = 100_000
@@ -70,6 +71,7 @@ class PullDisk:
         decision: Decision,
         parent: str | None,
         held: Sequence[tuple[int, int]],
+        tracker: Tracker | None,
     ) -> None:
         self.target = disk.target
         self.size = source.size
@@ -79,6 +81,7 @@ class PullDisk:
         bottom = disk.lineage.below[-1]
         self.base_image = base_image_of(disk.lineage) if bottom.kind in ("file", "block") else None
         self.facts = facts_of(disk)
+        self.tracker = tracker
         self._source = source
         self._held = held
 
@@ -166,7 +169,9 @@ class PullCapture:
         parent = self._request.since.get(disk.target)
         bitmap = self._taken.bitmaps.get(disk.target)
         held = self._journal.held(bitmap, parent.backupjobrun) if bitmap and parent else []
-        return PullDisk(disk, source, decision, parent.backupjobrun if parent else None, held)
+        begun = self._session.bitmaps if self._session else []
+        tracker = next((of_bitmap(each) for each in begun if each.target == disk.target), None)
+        return PullDisk(disk, source, decision, parent.backupjobrun if parent else None, held, tracker)
 
     def _online(self, disk: SurveyedDisk, decision: Decision) -> Export:
         assert self._session is not None

@@ -16,7 +16,7 @@ from raksha.virt.libvirt.chain import ChainBroken, follow, header, same_file
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
 from raksha.virt.libvirt.lineage import Lineage, tell_apart
-from raksha.virt.libvirt.survey import Survey, SurveyedDisk, is_candidate
+from raksha.virt.libvirt.survey import Survey, SurveyedDisk, check_bottom, is_candidate
 
 _FORMATS = ("raw", "qcow2")
 #: what we can look at, and read while the VM is shut off
@@ -64,6 +64,7 @@ def _look_at(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, in
         chain = disk.layers if live is not None else follow(disk.layers)
         lineage = tell_apart(guest.name, disk.target, chain, journal.layers(guest.uuid), same_file)
         _check_headers(guest, disk.target, chain)
+        check_bottom(guest, disk.target, chain[-1])
     except ChainBroken as error:
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=error) from error
     return SurveyedDisk(disk, chain, lineage)

@@ -23,7 +23,9 @@ from msgspec.structs import replace
 from raksha.config import Settings
 from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, RecoveryUnsettled, VmBusy
 from raksha.journal import FileId, Journal, LayerState, OwnLayer
+from raksha.virt.capture import CaptureRequest
 from raksha.virt.libvirt import overlay_file
+from raksha.virt.libvirt.adopt import adopt_layers
 from raksha.virt.libvirt.chain import modified
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Guest
@@ -67,6 +69,16 @@ def reconcile(guest: Guest, journal: Journal, settings: Settings) -> list[str]:
                     recovery.do(action, seen)
             return [*recovery.notes, *plan.notes, *recovery.tidy(seen)]
     raise RecoveryUnsettled(vm=guest.name, rounds=_ROUNDS, detail="; ".join(sorted({each.do for each in changes})))
+
+
+def adopted(guest: Guest, journal: Journal, settings: Settings, request: CaptureRequest) -> list[str]:
+    """For a VM whose chain holds an overlay that the journal does not know: take over what the vault proves to be ours.
+
+    Returns what a person should know. Raises what `adopt_layers` and `reconcile` do.
+    """
+    if not (told := adopt_layers(guest, journal, request)):
+        return []
+    return [*told, *reconcile(guest, journal, settings)]
 
 
 class _Recovery:

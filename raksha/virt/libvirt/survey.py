@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from raksha.errors import DiskNotFound, DiskUnsupported, VmBusy, VmUnsupported, VmWithoutDisks
+from raksha.errors import DiskNotFound, DiskUnsupported, LayerUnknown, VmBusy, VmUnsupported, VmWithoutDisks
 from raksha.journal import Journal
 from raksha.virt.libvirt.chain import ChainBroken, follow, header, same_file
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
 from raksha.virt.libvirt.lineage import Lineage, tell_apart
+from raksha.virt.libvirt.overlay_file import is_our_name
 
 _FORMATS = ("raw", "qcow2")
 
@@ -119,6 +120,7 @@ def check_disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, 
         known = journal.layers(guest.uuid)
         lineage = tell_apart(guest.name, disk.target, chain, known, same_file)
         _check_headers(guest, disk, chain, ours=len(lineage.own))
+        check_bottom(guest, disk.target, chain[-1])
     except ChainBroken as error:
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=error) from error
     return SurveyedDisk(disk, chain, lineage)
@@ -135,6 +137,13 @@ def _check_live(guest: Guest, disk: Disk, inactive: Disk | None) -> None:
         # boot starts below the overlay and loses data.
         detail = f"the running VM has {disk.top.path}, its definition {inactive.top.path}; make them the same"
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+
+
+def check_bottom(guest: Guest, target: str, layer: Layer) -> None:
+    """A file with a name of ours is the VM's own only if it needs nothing below it. Raises `LayerUnknown`."""
+    head = header(layer) if is_our_name(layer.path) else None
+    if head is not None and head.backing is not None:
+        raise LayerUnknown(vm=guest.name, disk=target, path=layer.path)
 
 
 def _check_headers(guest: Guest, disk: Disk, chain: tuple[Layer, ...], ours: int) -> None:

@@ -1,7 +1,8 @@
 """Deleting an overlay: first the proof that nothing needs it, then a move to the trash beside it, then a delay.
 
 Proof: its marks agree with the journal; no definition of any VM of this libvirt, running or stored, names it; no header
-below those disks does; no process has it open. What cannot be proven stays where it lies, and is named.
+below those disks does; no process has it open, nor a QEMU of another host, as far as the file system
+tells. What cannot be proven stays where it lies, and is named.
 
 The trash is a directory `.raksha-trash` (mode 0700) on the same file system. Later runs and recoveries empty it; so do
 a shortage of space there and the release of the VM.
@@ -22,6 +23,7 @@ from raksha.journal import Journal, OwnLayer, Trashed
 from raksha.virt.libvirt.chain import MAX_DEPTH, ChainBroken, backing_of
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, parse_domain
+from raksha.virt.libvirt.locks import is_open
 from raksha.virt.libvirt.observe import doubts, key_of
 from raksha.virt.libvirt.processes import users_of
 
@@ -98,6 +100,8 @@ class Trash:
         status = path.stat()
         if pids := users_of(status.st_dev, status.st_ino):
             return f"process {pids[0]} has it open"
+        if is_open(str(path)):
+            return "a QEMU of another host has it open"
         key = key_of(str(path))
         for guest in self._guests():
             try:

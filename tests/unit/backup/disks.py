@@ -57,6 +57,7 @@ class MemoryDisk:
     target: str = "vda"
     base_image: BaseImage | None = None
     facts: Mapping[str, str | int | None] = field(default_factory=dict)
+    tracker: Mapping[str, str | int | None] | None = None
     fails: list[Exception] = field(default_factory=list)
     reads: list[tuple[int, int]] = field(default_factory=list)
     readers: list[MemoryReader] = field(default_factory=list)

@@ -45,6 +45,7 @@ class Terabyte:
     parent: str | None = None
     base_image: BaseImage | None = None
     facts: Mapping[str, str | int | None] = {}
+    tracker: Mapping[str, str | int | None] | None = None
 
     def __init__(self, spans: int) -> None:
         self._step = TIB // spans
