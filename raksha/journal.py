@@ -480,6 +480,20 @@ class Journal:
                 (state.value, time.time(), run, RunState.BEGUN.value),
             )
 
+    def settle_runs(self, vault: str, numbers: Mapping[str, int]) -> None:
+        """End the runs of a vault that were killed. Its lock is the caller's, so none is under way.
+
+        `numbers`: of all its restore points, by run: what counts is whether the vault has one.
+        """
+        with self._transaction("settle_runs") as db:
+            rows = db.execute("SELECT run FROM runs WHERE vault = ? AND state = ?", (vault, RunState.BEGUN.value))
+            for (run,) in rows.fetchall():
+                state = RunState.DURABLE if run in numbers else RunState.FAILED
+                db.execute(
+                    "UPDATE runs SET state = ?, number = ?, ended = ? WHERE run = ?",
+                    (state.value, numbers.get(run), time.time(), run),
+                )
+
     def run_state(self, run: str) -> RunState | None:
         with self._mutex:
             row = self._db.execute("SELECT state FROM runs WHERE run = ?", (run,)).fetchone()

@@ -84,6 +84,7 @@ class BackupRun(Struct):
         listing = self.catalog.listing()
         runs = listing.runs
         parents = {vm.uuid: self._parents(order, runs, backupjob, vm.uuid) for vm in vms}
+        self.journal.settle_runs(self.catalog.vault.id, {run.backupjobrun: run.number for run in runs})
         self.journal.run_begin(self._id, self.catalog.vault.id, backupjob, self._claim)
         try:
             requests = [self._request(order, vm, backupjob, parents[vm.uuid], runs) for vm in vms]

@@ -64,7 +64,7 @@ def _state(disk: DiskEntry) -> str:
 
 
 def backup(run: RunDocument) -> list[str]:
-    volume, seconds = run.volume(), run.finished_at - run.started_at
+    volume, seconds = run.volume(), max(run.finished_at - run.started_at, 0)  # a clock may be put back
     lines = [
         f"restore point {run.backupjobrun}",
         f"  job {run.job_name}, taken {moment(run.taken_at)}, {seconds:.1f} s",

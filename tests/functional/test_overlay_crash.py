@@ -71,8 +71,9 @@ prepared.capture().finish()
 """
 
 PLACES = [
-    "made one overlay", "made, not noted", "before the snapshot", "after the snapshot", "while reading", "before the merge",
-    "after the merge began", "before the merged layer is deleted", "before the pivot", "after the pivot",
+    "made one overlay", "made, not noted", "before the snapshot", "after the snapshot", "while reading",
+    "before the merge", "after the merge began", "before the merged layer is deleted",
+    "before the pivot", "after the pivot",
 ]  # fmt: skip
 
 

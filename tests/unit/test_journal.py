@@ -166,3 +166,15 @@ def test_many_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert sorted(str(each.vm) for each in journal.open_intents()) == ["u0", "u1", "u2", "u3"]
+
+
+def test_killed_runs_are_settled_by_what_the_vault_has(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for run, vault in (("made", "vault"), ("lost", "vault"), ("elsewhere", "other"), ("cancelled", "vault")):
+        journal.run_begin(run, vault, "job", f"{run}.1")
+    journal.run_ended("cancelled", RunState.CANCELLED)
+    journal.settle_runs("vault", {"made": 7, "older": 6, "cancelled": 8})
+    states = {run: journal.run_state(run) for run in ("made", "lost", "elsewhere", "cancelled")}
+    assert states == {
+        "made": RunState.DURABLE, "lost": RunState.FAILED, "elsewhere": RunState.BEGUN, "cancelled": RunState.CANCELLED,
+    }  # fmt: skip
