@@ -11,7 +11,7 @@ SWIFT = ["python-swiftclient>=4.6", "keystoneauth1>=5.8"]
 #: python3-libnbd comes from the distribution: it is not on PyPI
 AGENT = ["libvirt-python>=8"]
 #: database of the service; PyMySQL for MariaDB, SQLite needs nothing
-SERVICE = ["SQLAlchemy>=2.0.36", "alembic>=1.14", "PyMySQL>=1.1"]
+SERVICE = ["SQLAlchemy>=2.1", "alembic>=1.14", "PyMySQL>=1.1"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [*POSTGRESQL, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "towncrier>=24"]

@@ -1,6 +1,7 @@
 """Run by alembic for every command. `raksha.db.migrate` gives the connection; offline (`--sql`) is not offered."""
 
 from alembic import context
+
 from raksha.db.models import Base
 
 context.configure(

@@ -3,9 +3,8 @@
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.mysql import LONGTEXT
-
 from alembic import op
+from sqlalchemy.dialects.mysql import LONGTEXT
 
 revision = "0001"
 down_revision = None
@@ -296,6 +295,7 @@ def upgrade() -> None:
         sa.Column("backupjobrun_id", sa.String(36), nullable=False),
         sa.Column("state", sa.String(32), nullable=False),
         sa.Column("deadline_at", sa.BigInteger(), nullable=False),
+        sa.Column("reports", sa.BigInteger(), nullable=False),
         sa.Column("error", Json),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -442,7 +442,7 @@ def upgrade() -> None:
         sa.Column("map_digest", sa.String(64)),
         sa.Column("map_size", sa.BigInteger(), nullable=False),
         sa.Column("other_map_digest", sa.String(64)),
-        sa.Column("base_image", sa.String(1024)),
+        sa.Column("base_image", sa.String(255)),
         sa.Column("bytes_read", sa.BigInteger(), nullable=False),
         sa.Column("bytes_data", sa.BigInteger(), nullable=False),
         sa.Column("bytes_sent", sa.BigInteger(), nullable=False),
@@ -483,6 +483,11 @@ def upgrade() -> None:
         "ix_vm_resource_backups_project_id_status_bytes_stored",
         "vm_resource_backups",
         ["project_id", "status", "bytes_stored"],
+    )
+    op.create_index(
+        "ix_vm_resource_backups_vault_id_base_image_created_at",
+        "vm_resource_backups",
+        ["vault_id", "base_image", "created_at"],
     )
     op.create_index("ix_vm_resource_backups_vault_id_status", "vm_resource_backups", ["vault_id", "status"])
     op.create_index(

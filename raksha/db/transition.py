@@ -31,13 +31,14 @@ def transition(
     *,
     start: Collection[StrEnum] | None = None,
     epoch: int | None = None,
+    new_epoch: bool = False,
     where: Sequence[ColumnElement[bool]] = (),
     **values: Any,
 ) -> None:
     """Bring one row to state `to`, and set `values` with it. A row of the session is read anew.
 
     `start`: states from which this caller means to come; None: all that may be followed by `to`. `epoch`: that the row
-    must have. `where`: what must hold as well.
+    must have. `new_epoch`: it gets the next one with the move. `where`: what must hold as well.
     Raises `RowNotFound`, `EpochStale`, `StateConflict` with the state found, `StillNeeded` if `where` did not hold;
     `ValueError` for a move that is not legal.
     """
@@ -46,6 +47,8 @@ def transition(
     conditions = [table.id == id, table.state.in_(sorted(allowed)), *where]
     if epoch is not None:
         conditions.append(table.epoch == epoch)
+    if new_epoch:
+        values["epoch"] = table.epoch + 1
     session.flush()
     if _swap(session, noun, conditions, to, values) != 1:
         raise _why_not(session, table, id, to, allowed, epoch, where)
@@ -65,14 +68,14 @@ def transition_all(
 ) -> int:
     """Bring all rows for which `where` holds to `to`; those in other states than `start` stay. How many there were.
 
-    `ValueError` for a move that is not legal. Rows of the session are read anew when they are used next.
+    `ValueError` for a move that is not legal. Rows of the session are read anew.
     """
     table = cast(Any, noun)
     session.flush()
     count = _swap(session, noun, [table.state.in_(sorted(_allowed(noun, to, start))), *where], to, values)
-    for row in session.identity_map.values():
+    for row in list(session.identity_map.values()):
         if isinstance(row, noun):
-            session.expire(row)
+            session.refresh(row)
     return count
 
 

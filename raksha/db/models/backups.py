@@ -88,8 +88,8 @@ class VmResourceBackup(Base):
     map_size: Mapped[Count]
     #: what a consolidation is about to put in its place, or has replaced: collected later
     other_map_digest: Mapped[str | None] = mapped_column(String(64))
-    #: bottom of the backing chain on the host: a hint for dedupe
-    base_image: Mapped[str | None] = mapped_column(String(1024))
+    #: which image is at the bottom of the backing chain on the host: a hint for dedupe
+    base_image: Mapped[str | None] = mapped_column(String(255))
     bytes_read: Mapped[Count]
     bytes_data: Mapped[Count]
     bytes_sent: Mapped[Count]
@@ -109,6 +109,7 @@ class VmResourceBackup(Base):
         Index("ix_vm_resource_backups_disk", "vm_id", "resource", "created_at"),
         Index(None, "backupjobrun_id"),
         Index(None, "vault_id", "status"),
+        Index(None, "vault_id", "base_image", "created_at"),
     )
 
 

@@ -115,6 +115,8 @@ class Barrier(Base):
     state: Mapped[BarrierState] = mapped_column(Word(BarrierState), default=BarrierState.GATHERING)
     #: all must be over by then; set anew when freezing begins
     deadline_at: Mapped[Micros]
+    #: grows with each report: two that come at once stand in line, on every kind of cluster
+    reports: Mapped[Count]
     #: why it failed
     error: Mapped[Document | None]
     created_at: Mapped[CreatedAt]

@@ -1,0 +1,197 @@
+"""Stored disk copies: parents, chains, pins, trash, and what a collection must know.
+
+Pinning a copy and deleting it both change the copy's own row on a condition, so of the two exactly one succeeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from raksha.db import rows
+from raksha.db.columns import now
+from raksha.db.models import BackupJobRun, BackupJobRunVmResource, Pin, Task, Tombstone, Vault, VmResourceBackup
+from raksha.db.transition import transition
+from raksha.errors import RowNotFound, StateConflict, StillNeeded
+from raksha.states import BackupState, PinHolder, RunState, TaskState
+
+NOUN = "resource backup"
+
+_TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
+_OPEN = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.CANCELLING,
+         RunState.NEEDS_ATTENTION)  # fmt: skip
+#: pinned ones are alive whatever else they are
+_ALIVE = (BackupState.AVAILABLE, BackupState.DEGRADED, BackupState.TRASHED)
+
+
+class Ground(Struct, frozen=True):
+    """What a collection of a vault works from. All of one moment."""
+
+    #: copies whose segments are alive
+    alive: list[VmResourceBackup]
+    #: ids of tasks that are over, and so is their run: segments that they stored and that no live map names are garbage
+    ended_tasks: set[str]
+    #: number of the last commit that the database knows
+    last_commit: int
+
+
+def create(session: Session, resource: BackupJobRunVmResource, vault: Vault, **more: Any) -> VmResourceBackup:
+    """The row of a copy in the making. `more`: columns of `VmResourceBackup`."""
+    backup = VmResourceBackup(
+        backupjobrun_vm_resource_id=resource.id,
+        resource=resource.resource,
+        vault_id=vault.id,
+        vault_service_id=vault.vault_service_id,
+        vault_service_url=vault.url,
+        project_id=vault.project_id,
+        **more,
+    )
+    session.add(backup)
+    session.flush()
+    return backup
+
+
+def get(session: Session, id: str) -> VmResourceBackup:
+    """Raises `RowNotFound`."""
+    return rows.one(session, select(VmResourceBackup).where(VmResourceBackup.id == id), NOUN, id)
+
+
+def newest(session: Session, vault_id: str, vm_id: str, resource: str, limit: int = 1) -> list[VmResourceBackup]:
+    """The last available copies of a disk in a vault, of any job, the newest first."""
+    disk = VmResourceBackup.vm_id == vm_id, VmResourceBackup.resource == resource
+    here = VmResourceBackup.vault_id == vault_id, VmResourceBackup.state == BackupState.AVAILABLE
+    order = VmResourceBackup.created_at.desc(), VmResourceBackup.id
+    return list(session.scalars(select(VmResourceBackup).where(*disk, *here).order_by(*order).limit(limit)))
+
+
+def on_base(session: Session, vault_id: str, base_image: str, limit: int) -> list[VmResourceBackup]:
+    """Available copies of disks that share a base image, in the same vault, the newest first: sources of dedupe."""
+    here = VmResourceBackup.vault_id == vault_id, VmResourceBackup.state == BackupState.AVAILABLE
+    order = VmResourceBackup.created_at.desc(), VmResourceBackup.id
+    statement = select(VmResourceBackup).where(*here, VmResourceBackup.base_image == base_image)
+    return list(session.scalars(statement.order_by(*order).limit(limit)))
+
+
+def chain(session: Session, id: str) -> list[VmResourceBackup]:
+    """A copy and all that it builds on, itself first. Raises `RowNotFound`."""
+    found: list[VmResourceBackup] = []
+    step: str | None = id
+    while step is not None:
+        found.append(get(session, step))
+        step = found[-1].vm_resource_backup_backing_id
+    return found
+
+
+def children(session: Session, id: str) -> list[VmResourceBackup]:
+    """Copies that build on this one."""
+    on_it = VmResourceBackup.vm_resource_backup_backing_id == id
+    return list(session.scalars(select(VmResourceBackup).where(on_it)))
+
+
+# -- pins -------------------------------------------------------------------------------------------
+
+
+def pin(session: Session, kind: PinHolder, holder_id: str, backup_ids: Iterable[str]) -> None:
+    """Keep copies as they are until `unpin`; again for the same holder is no harm.
+
+    Raises `RowNotFound`, `StateConflict` for one that is not available (any more): the caller drops the transaction.
+    """
+    held = set(session.scalars(select(Pin.vm_resource_backup_id).where(Pin.holder_id == holder_id)))
+    for id in sorted(set(backup_ids) - held):  # in one order: two who pin the same never block each other
+        available = VmResourceBackup.state.in_((BackupState.AVAILABLE, BackupState.DEGRADED))
+        statement = update(VmResourceBackup).where(VmResourceBackup.id == id, available)
+        if rows.changed(session, statement.values(pin_count=VmResourceBackup.pin_count + 1)) == 0:
+            found = get(session, id).state
+            raise StateConflict(noun=NOUN, id=id, found=found, wanted=BackupState.AVAILABLE, to="pinned")
+        session.add(Pin(vm_resource_backup_id=id, holder_kind=kind, holder_id=holder_id))
+    session.flush()
+    rows.reread(session, VmResourceBackup)
+
+
+def unpin(session: Session, holder_id: str) -> int:
+    """Let go of all copies that a holder has pinned. How many."""
+    held = session.scalars(select(Pin.vm_resource_backup_id).where(Pin.holder_id == holder_id)).all()
+    count = 0
+    for id in sorted(held):
+        mine = Pin.holder_id == holder_id, Pin.vm_resource_backup_id == id
+        # who removes the row counts it down: two who do it at once count once
+        if rows.changed(session, delete(Pin).where(*mine)) == 1:
+            count += 1
+            less = update(VmResourceBackup).where(VmResourceBackup.id == id)
+            rows.changed(session, less.values(pin_count=VmResourceBackup.pin_count - 1))
+    rows.reread(session, VmResourceBackup)
+    return count
+
+
+def pinned_by(session: Session, holder_id: str) -> list[VmResourceBackup]:
+    statement = select(VmResourceBackup).join(Pin, Pin.vm_resource_backup_id == VmResourceBackup.id)
+    return list(session.scalars(statement.where(Pin.holder_id == holder_id).order_by(VmResourceBackup.id)))
+
+
+def pin_holders(session: Session) -> list[tuple[PinHolder, str]]:
+    """Everybody who pins something: for the one who looks for pins of work that is over."""
+    statement = select(Pin.holder_kind, Pin.holder_id).distinct().order_by(Pin.holder_id)
+    return [(kind, id) for kind, id in session.execute(statement)]
+
+
+# -- the way out ------------------------------------------------------------------------------------
+
+
+def trash(session: Session, id: str) -> None:
+    """No new reader gets it; who has it pinned reads on, who builds on it stays whole. Raises `StateConflict`."""
+    transition(session, VmResourceBackup, id, BackupState.TRASHED, trashed_at=now())
+
+
+def begin_deleting(session: Session, id: str) -> None:
+    """Its objects may go now. Raises `StillNeeded` while it is pinned or others build on it, `StateConflict`."""
+    child = aliased(VmResourceBackup)
+    # through a table of its own: MariaDB does not look into the table that it changes
+    on_it = select(child.vm_resource_backup_backing_id).where(child.vm_resource_backup_backing_id == id).limit(1)
+    nobody: Sequence[ColumnElement[bool]] = (
+        VmResourceBackup.pin_count == 0,
+        ~VmResourceBackup.id.in_(select(on_it.subquery().c.vm_resource_backup_backing_id)),
+    )
+    transition(session, VmResourceBackup, id, BackupState.DELETING, where=nobody)
+
+
+def swap_map(session: Session, id: str, *, old: str, new: str, map_size: int, backing_id: str | None) -> None:
+    """Put another map in the place of `old`: the last step of a consolidation. `old` stays known until it is collected.
+
+    Raises `RowNotFound`, and `StillNeeded` when the copy is no longer as the consolidation found it.
+    """
+    as_found = VmResourceBackup.id == id, VmResourceBackup.map_digest == old
+    available = VmResourceBackup.state == BackupState.AVAILABLE
+    values = {"map_digest": new, "other_map_digest": old, "map_size": map_size}
+    statement = update(VmResourceBackup).where(*as_found, available)
+    if rows.changed(session, statement.values(**values, vm_resource_backup_backing_id=backing_id)) == 0:
+        found = get(session, id)
+        raise StillNeeded(noun=NOUN, id=id, found=found.state, detail=f"its map is {found.map_digest}")
+    rows.reread(session, VmResourceBackup)
+
+
+# -- collecting -------------------------------------------------------------------------------------
+
+
+def ground(session: Session, vault_id: str) -> Ground:
+    """What is alive and what has ended, for a collection. The session must be one of `Database.reading`: one moment."""
+    vault = session.get(Vault, vault_id)
+    if vault is None:
+        raise RowNotFound(noun="vault", id=vault_id)
+    pinned = exists().where(Pin.vm_resource_backup_id == VmResourceBackup.id)
+    alive = or_(VmResourceBackup.state.in_(_ALIVE), pinned)
+    copies = session.scalars(select(VmResourceBackup).where(VmResourceBackup.vault_id == vault_id, alive))
+    # a task is done before its run is published: until then no row says that what it stored is alive
+    open_run = exists().where(BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state.in_(_OPEN))
+    ended = Task.vault_id == vault_id, Task.state.in_(_TERMINAL), ~open_run
+    tasks = session.scalars(select(Task.id).where(*ended))
+    buried = session.scalars(select(Tombstone.task_id).where(Tombstone.vault_id == vault_id))
+    return Ground(list(copies), {*tasks, *buried}, vault.last_commit)
+
+
+def forget(session: Session, task_ids: Iterable[str]) -> int:
+    """Remove tombstones of tasks of which no segment is listed any more. How many."""
+    return rows.changed(session, delete(Tombstone).where(Tombstone.task_id.in_(list(task_ids))))

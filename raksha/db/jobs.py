@@ -1,0 +1,107 @@
+"""Backup jobs: what tenants define, and which of them are due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy.orm import Session
+
+from raksha.db import rows
+from raksha.db.columns import now
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobVm
+from raksha.db.paging import Columns, Page, Wanted, page
+from raksha.errors import StillNeeded
+from raksha.states import JobState
+
+NOUN = "backup job"
+
+#: what lists can be sorted and filtered by
+COLUMNS: Columns = {
+    "id": BackupJob.id,
+    "name": BackupJob.name,
+    "state": BackupJob.state,
+    "created_at": BackupJob.created_at,
+    "updated_at": BackupJob.updated_at,
+}
+
+
+class Member(Struct, frozen=True):
+    """A VM that a job names, and its disks that are left out."""
+
+    vm_id: str
+    excluded_disks: tuple[str, ...] = ()
+
+
+def create(session: Session, *, project_id: str, members: Iterable[Member], **definition: Any) -> BackupJob:
+    """A new job, active. `definition`: columns of `BackupJob`."""
+    job = BackupJob(project_id=project_id, **definition)
+    session.add(job)
+    session.flush()
+    _name_members(session, job.id, members)
+    return job
+
+
+def get(session: Session, project_id: str | None, id: str) -> BackupJob:
+    """A job of this project (None: of any). Raises `RowNotFound`, also for that of another."""
+    mine = () if project_id is None else (BackupJob.project_id == project_id,)
+    return rows.one(session, select(BackupJob).where(BackupJob.id == id, *mine), NOUN, id)
+
+
+def listed(
+    session: Session, project_id: str | None, wanted: Wanted, where: Sequence[ColumnElement[bool]] = ()
+) -> Page[BackupJob]:
+    """Raises `SortKeyUnknown`, `MarkerUnknown`."""
+    mine = () if project_id is None else (BackupJob.project_id == project_id,)
+    return page(session, select(BackupJob).where(*mine, *where), COLUMNS, wanted)
+
+
+def members(session: Session, job_ids: Sequence[str]) -> dict[str, list[BackupJobVm]]:
+    """The VMs that jobs name, in the order given; every job has an entry."""
+    found: dict[str, list[BackupJobVm]] = {id: [] for id in job_ids}
+    order = BackupJobVm.backupjob_id, BackupJobVm.position
+    for member in session.scalars(select(BackupJobVm).where(BackupJobVm.backupjob_id.in_(job_ids)).order_by(*order)):
+        found[member.backupjob_id].append(member)
+    return found
+
+
+def change(
+    session: Session, id: str, version: int, *, members: Iterable[Member] | None = None, **definition: Any
+) -> None:
+    """Change a job that its reader knew at `version`. `members`: instead of those that it has.
+
+    Raises `RowNotFound`, `ChangedMeanwhile`.
+    """
+    rows.change_version(session, BackupJob, NOUN, id, version, {**definition, "updated_at": now()})
+    if members is not None:
+        rows.changed(session, delete(BackupJobVm).where(BackupJobVm.backupjob_id == id))
+        _name_members(session, id, members)
+
+
+def due(session: Session, limit: int) -> list[BackupJob]:
+    """Active jobs whose time has come, the longest waiting first. `runs.fire` starts them."""
+    statement = (
+        select(BackupJob)
+        .where(BackupJob.state == JobState.ACTIVE, BackupJob.next_run_at <= now())
+        .order_by(BackupJob.next_run_at)
+        .limit(limit)
+    )
+    return list(session.scalars(statement))
+
+
+def remove(session: Session, id: str) -> None:
+    """Remove the row of a job that has no runs left. Raises `StillNeeded`."""
+    has_runs = exists().where(BackupJobRun.backupjob_id == id)
+    deleting = BackupJob.id == id, BackupJob.state == JobState.DELETING
+    if rows.changed(session, delete(BackupJob).where(*deleting, ~has_runs)) == 0:
+        raise StillNeeded(noun=NOUN, id=id, found="not being deleted", detail="or it still has runs")
+
+
+def _name_members(session: Session, job_id: str, members: Iterable[Member]) -> None:
+    session.add_all(
+        BackupJobVm(backupjob_id=job_id, vm_id=m.vm_id, excluded_disks=list(m.excluded_disks), position=position)
+        for position, m in enumerate(members)
+    )
+    session.flush()

@@ -1,0 +1,142 @@
+"""Processes of the service: who is there, what it can, which VMs it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from msgspec import Struct
+from sqlalchemy import ColumnElement, delete, literal, select, update
+from sqlalchemy.orm import Session
+
+from raksha.db import rows
+from raksha.db.columns import SECOND, now
+from raksha.db.models import SeenVm, Service
+from raksha.db.paging import Columns, Page, Wanted, page
+from raksha.errors import RowNotFound, StillNeeded
+from raksha.states import ServiceKind, ServiceState
+
+NOUN = "service"
+
+COLUMNS: Columns = {
+    "id": Service.id,
+    "kind": Service.kind,
+    "name": Service.name,
+    "host": Service.host,
+    "state": Service.state,
+    "created_at": Service.started_at,
+    "heartbeat_at": Service.heartbeat_at,
+}
+VM_COLUMNS: Columns = {"id": SeenVm.vm_id, "name": SeenVm.name, "power": SeenVm.power, "created_at": SeenVm.seen_at}
+
+
+class Sight(Struct, frozen=True):
+    """A VM as an agent sees it."""
+
+    vm_id: str
+    name: str
+    power: str
+    project_id: str | None = None
+    tags: tuple[str, ...] = ()
+    hints: dict[str, str] = {}
+    disks: tuple[Any, ...] = ()
+    #: why it cannot be protected
+    refusal: Any = None
+
+
+def register(session: Session, kind: ServiceKind, name: str, *, instance: str, **facts: Any) -> Service:
+    """A process has started. It keeps its id, and what its operator said, over restarts. `facts`: columns."""
+    mine = Service.kind == kind, Service.name == name
+    fresh = {"instance": instance, "load": 0, **facts}
+    service = Service(kind=kind, name=name, **fresh)
+    if rows.inserted(session, service):
+        return service
+    rows.changed(session, update(Service).where(*mine).values(**fresh, started_at=now(), heartbeat_at=now()))
+    rows.reread(session, Service)
+    return rows.one(session, select(Service).where(*mine), NOUN, name)
+
+
+def heartbeat(session: Session, id: str, instance: str, **facts: Any) -> Service:
+    """It is alive. `facts`: `load`, `capacity`, `capabilities`. The row says what its operator wants.
+
+    Raises `RowNotFound`: it must register (again). `StillNeeded` if a later start of it has registered.
+    """
+    mine = Service.id == id, Service.instance == instance
+    if rows.changed(session, update(Service).where(*mine).values(heartbeat_at=now(), **facts)) == 0:
+        found = get(session, id)
+        raise StillNeeded(noun=NOUN, id=id, found=found.state, detail=f"it was started again as {found.instance}")
+    rows.reread(session, Service)
+    return get(session, id)
+
+
+def get(session: Session, id: str) -> Service:
+    """Raises `RowNotFound`."""
+    return rows.one(session, select(Service).where(Service.id == id), NOUN, id)
+
+
+def listed(session: Session, wanted: Wanted, where: Sequence[ColumnElement[bool]] = ()) -> Page[Service]:
+    """Raises `SortKeyUnknown`, `MarkerUnknown`."""
+    return page(session, select(Service).where(*where), COLUMNS, wanted)
+
+
+def alive(session: Session, kind: ServiceKind, within: float) -> list[Service]:
+    """Services of a kind that have given a heartbeat in the last `within` seconds, the least busy first."""
+    recent = Service.heartbeat_at > now() - literal(round(within * SECOND))
+    return list(session.scalars(select(Service).where(Service.kind == kind, recent).order_by(Service.load, Service.id)))
+
+
+def remove(session: Session, id: str, silent_for: float) -> None:
+    """Forget a service that has been silent for so many seconds. Raises `RowNotFound`, `StillNeeded`."""
+    silent = Service.heartbeat_at < now() - literal(round(silent_for * SECOND))
+    if rows.changed(session, delete(Service).where(Service.id == id, silent)) == 0:
+        raise StillNeeded(noun=NOUN, id=id, found=get(session, id).state, detail="it is alive")
+
+
+# -- VMs --------------------------------------------------------------------------------------------
+
+
+def see(session: Session, service_id: str, sights: Iterable[Sight]) -> None:
+    """All VMs that an agent sees now; what it saw before and does not name is gone."""
+    wanted = {sight.vm_id: sight for sight in sights}
+    known = {vm.vm_id: vm for vm in session.scalars(select(SeenVm).where(SeenVm.service_id == service_id))}
+    gone = sorted(known.keys() - wanted.keys())
+    if gone:
+        rows.changed(session, delete(SeenVm).where(SeenVm.service_id == service_id, SeenVm.vm_id.in_(gone)))
+        for id in gone:
+            session.expunge(known[id])
+    for id, sight in wanted.items():
+        vm = known.get(id) or SeenVm(service_id=service_id, vm_id=id)
+        vm.name, vm.power, vm.project_id = sight.name, sight.power, sight.project_id
+        vm.tags, vm.hints, vm.disks = list(sight.tags), dict(sight.hints), list(sight.disks)
+        vm.refusal = sight.refusal
+        session.add(vm)
+    session.flush()
+    rows.changed(session, update(SeenVm).where(SeenVm.service_id == service_id).values(seen_at=now()))
+
+
+def agents_of(session: Session, vm_id: str) -> list[tuple[Service, SeenVm]]:
+    """Agents that see a VM: first where it runs, then who saw it last."""
+    statement = select(Service, SeenVm).join(SeenVm, SeenVm.service_id == Service.id).where(SeenVm.vm_id == vm_id)
+    found = [(service, vm) for service, vm in session.execute(statement)]
+    return sorted(found, key=lambda pair: (pair[1].power != "running", -pair[1].seen_at, pair[0].id))
+
+
+def vms(
+    session: Session, project_id: str | None, wanted: Wanted, where: Sequence[ColumnElement[bool]] = ()
+) -> Page[SeenVm]:
+    """VMs of a project (None: all). One that two hosts see is there twice. Raises `SortKeyUnknown`, `MarkerUnknown`."""
+    mine = () if project_id is None else (SeenVm.project_id == project_id,)
+    return page(session, select(SeenVm).where(*mine, *where), VM_COLUMNS, wanted)
+
+
+def vm(session: Session, project_id: str | None, vm_id: str) -> SeenVm:
+    """Where a VM was seen best (see `agents_of`). Raises `RowNotFound`, also for that of another project."""
+    for _service, seen in agents_of(session, vm_id):
+        if project_id is None or seen.project_id == project_id:
+            return seen
+    raise RowNotFound(noun="VM", id=vm_id)
+
+
+def drained(session: Session) -> list[Service]:
+    """Services that are draining and hold nothing any more: they can be called DRAINED."""
+    return list(session.scalars(select(Service).where(Service.state == ServiceState.DRAINING, Service.load == 0)))
