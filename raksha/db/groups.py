@@ -74,8 +74,8 @@ def report(
     """A member has joined, frozen or captured, under the epoch of its claim. Returns what the group is now.
 
     The last one moves the group on, and the next stage must be over within `next_seconds`. Repeated: no harm.
-    `facts`: `frozen_at`, `captured_at`, `clock_error_seconds`. Raises `StateConflict` when it is not the group's turn for
-    that (any more), `EpochStale` for another claim than the one that joined.
+    `facts`: `frozen_at`, `captured_at`, `clock_error_seconds`. Raises `StateConflict` when it is not the group's turn
+    for that (any more), `EpochStale` for another claim than the one that joined.
     """
     # the group's row first, by a real write: two last members stand in line here, else neither would see the other
     rows.changed(session, update(Barrier).where(Barrier.id == id).values(reports=Barrier.reports + 1))

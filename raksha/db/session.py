@@ -17,14 +17,16 @@ from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import tenacity
-from msgspec import Struct
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from raksha.config_database import DatabaseSettings
 from raksha.errors import CommitUnknown, DatabaseBusy, DatabaseUnavailable, SettingsWrong
+
+__all__ = ["Database", "DatabaseSettings", "connect"]
 
 T = TypeVar("T")
 
@@ -35,24 +37,6 @@ _MARIADB_AGAIN = frozenset({1213, 1205, 1020, 1047})
 #: serialization failure, deadlock, lock not available
 _POSTGRESQL_AGAIN = frozenset({"40001", "40P01", "55P03"})
 _SQLITE_AGAIN = ("database is locked", "database table is locked")
-
-
-class DatabaseSettings(Struct, frozen=True):
-    """`[database]` of the configuration; the names are those that operators know from oslo.db."""
-
-    #: URL of SQLAlchemy: `sqlite:////path`, `mysql+pymysql://…`, `postgresql+psycopg://…`
-    connection: str
-    #: connections kept open, and how many more for a moment
-    max_pool_size: int = 5
-    max_overflow: int = 50
-    #: seconds to wait for one of them
-    pool_timeout: float = 30.0
-    #: seconds after which a connection is replaced
-    connection_recycle_time: int = 3600
-    #: seconds to wait for a lock
-    lock_timeout: float = 20.0
-    #: how often a transaction is tried before it is given up
-    max_attempts: int = 20
 
 
 class Database:
@@ -82,6 +66,8 @@ class Database:
                 if _lost(error):
                     raise DatabaseUnavailable(detail=error.orig) from error
                 raise DatabaseBusy(attempts=self._attempts, detail=error.orig) from error
+            if isinstance(error, OperationalError):  # no such file, no access, disk full
+                raise DatabaseUnavailable(detail=error.orig) from error
             raise
         except PoolTimeout as error:
             raise DatabaseUnavailable(detail=error) from error
@@ -110,7 +96,7 @@ class Database:
             except PoolTimeout as error:
                 raise DatabaseUnavailable(detail=error) from error
             except DBAPIError as error:
-                if _lost(error):
+                if _lost(error) or isinstance(error, OperationalError):
                     raise DatabaseUnavailable(detail=error.orig) from error
                 raise
 

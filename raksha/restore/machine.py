@@ -86,35 +86,6 @@ class RestoredMachine(Struct, frozen=True):
     start_error: str | None = None
 
 
-def place(
-    sources: Sequence[DiskSource],
-    name: str,
-    directory: Path,
-    disk_format: Format = Format.QCOW2,
-    *,
-    devices: Mapping[str, Path] | None = None,
-    bases: Mapping[str, Base] | None = None,
-) -> list[Placement]:
-    """Files `<name>-<disk>.<format>` in a directory; disks named in `devices` go there instead.
-
-    Raises `BadName`, `TargetUnusable`.
-    """
-    devices, bases = devices or {}, bases or {}
-    _check_name(name)
-    return [
-        Placement(source, path.absolute(), Format.RAW, device=True)
-        if (path := devices.get(source.disk)) is not None
-        else _file(source, directory.absolute() / f"{name}-{source.disk}", disk_format, bases.get(source.disk))
-        for source in sources
-    ]
-
-
-def _file(source: DiskSource, stem: Path, disk_format: Format, base: Base | None) -> Placement:
-    if base is not None and disk_format is not Format.QCOW2:
-        raise TargetUnusable(target=stem, detail="only a qcow2 image can stand on a base image")
-    return Placement(source, stem.with_name(f"{stem.name}.{disk_format}"), disk_format, base=base)
-
-
 def restore_machine(connection: Connection, order: MachineOrder, context: Context) -> RestoredMachine:
     """Make the VM. Raises as `restore_disks` does, `TargetExists` for a name or file that is taken, `LibvirtFailed`."""
     _check_name(order.name)
