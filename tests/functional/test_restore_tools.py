@@ -35,7 +35,7 @@ from raksha.restore.base import RawBase
 from raksha.restore.context import Context
 from raksha.restore.device import BlockDevice
 from raksha.restore.disk import restore_disk
-from raksha.restore.machine import MachineOrder, place, restore_machine
+from raksha.restore.machine import MachineOrder, Placement, restore_machine
 from raksha.restore.tpm import tpm_directory
 from raksha.states import Format
 from raksha.types import Geometry
@@ -212,10 +212,16 @@ def two_disks(tmp_path: Path) -> list[Vault]:
     return vaults
 
 
+def place(vaults: list[Vault], name: str, directory: Path, form: Format = Format.QCOW2) -> list[Placement]:
+    """Each disk as a file of its own."""
+    sources = [vault.source() for vault in vaults]
+    return [Placement(source, directory / f"{name}-{source.disk}.{form}", form) for source in sources]
+
+
 def order(bed: Bed, vaults: list[Vault], target: Path, **more: object) -> MachineOrder:
     source = bed.machine([bed.qcow2("a"), bed.raw("b")], uefi="nvram" in more)
     name = f"{bed.directory.name}-back"
-    placed = place([vault.source() for vault in vaults], name, target, Format(more.pop("format", "qcow2")))
+    placed = place(vaults, name, target, Format(more.pop("format", "qcow2")))
     return MachineOrder(name, source.xml(inactive=True), placed, **more)
 
 
@@ -372,7 +378,8 @@ def test_thin_on_the_base_image(bed: Bed, connection: Connection, tmp_path: Path
     base = target / "golden"
     base.write_bytes(vaults[0].models[0])
     wanted = order(bed, vaults, target)
-    thin = place([vault.source() for vault in vaults], wanted.name, target, bases={"vda": RawBase(base)})
+    first, second = wanted.disks
+    thin = [replace_order(first, base=RawBase(base)), second]
     made = restore_machine(connection, replace_order(wanted, disks=thin), context(tmp_path))
     (tmp_path / "model").write_bytes(vaults[0].models[-1])
     qemu_img("compare", "-f", "qcow2", "-F", "raw", thin[0].path, tmp_path / "model")
@@ -386,7 +393,8 @@ def test_a_disk_on_a_block_device(system_bed: Bed, stale: Path, tmp_path: Path) 
     with loop_device(stale) as device, Connection(system_bed.uri) as connection:
         source = system_bed.machine([system_bed.qcow2("a"), system_bed.raw("b")])
         name = f"{system_bed.directory.name}-back"
-        placed = place([vault.source() for vault in vaults], name, system_bed.directory, devices={"vdb": device})
+        first, second = place(vaults, name, system_bed.directory)
+        placed = [first, replace_order(second, path=device, format=Format.RAW, device=True)]
         made = restore_machine(connection, MachineOrder(name, source.xml(inactive=True), placed), context(tmp_path))
         try:
             xml = etree.fromstring(connection.guest(made.uuid).inactive_xml())
@@ -399,7 +407,9 @@ def test_a_disk_on_a_block_device(system_bed: Bed, stale: Path, tmp_path: Path) 
             connection.guest(made.uuid).undefine()
 
 
+@pytest.mark.bed
 @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "x" * 201, "new\nline"])
-def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_no_file_name_is_refused(bed: Bed, connection: Connection, tmp_path: Path, name: str) -> None:
     with pytest.raises(BadName):
-        place([], name, tmp_path)
+        restore_machine(connection, MachineOrder(name, "<domain/>", []), context(tmp_path))
+    assert defined(bed) == []
