@@ -10,6 +10,7 @@ import libvirt
 import pytest
 
 from tests.bed import Bed, SessionHost, SystemHost
+from tests.bed.databases import database, schemas  # noqa: F401 fixtures
 from tests.bed.image import REPOSITORY
 from tests.bed.mariadb import mariadb  # noqa: F401 a fixture
 from tests.bed.postgresql import postgresql  # noqa: F401 a fixture

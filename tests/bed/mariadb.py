@@ -22,7 +22,8 @@ import pytest
 from tests.bed.swift import free_ports
 
 SERVER = "/usr/sbin/mariadbd"
-TABLES = [f"/usr/share/mysql/mysql_{name}.sql" for name in ("system_tables", "performance_tables", "system_tables_data")]
+SCRIPTS = "/usr/share/mysql"
+TABLES = ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"]
 SMALL = [
     "--innodb-log-file-size=8M",
     "--innodb-buffer-pool-size=64M",
@@ -48,7 +49,7 @@ class MariaDb:
         """Make the data directory, with our user in it. 2 s."""
         (self._folder / "data").mkdir()
         parts = ["create database mysql;\nuse mysql;\nset @auth_root_socket=NULL;\n"]
-        parts += [Path(name).read_text() for name in TABLES]
+        parts += [Path(SCRIPTS, name).read_text() for name in TABLES]
         password = self.password.replace("'", "''")
         parts += [
             "flush privileges;\n",
