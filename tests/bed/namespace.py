@@ -89,12 +89,15 @@ class NamespaceHost(Host):
                 self._process.wait(20)
             self._process = None
 
-    def run(self, *command: object, **options: object) -> subprocess.CompletedProcess[str]:
-        """A command that sees this host's files in their usual places."""
+    def within(self, *command: object) -> list[str]:
+        """The words that run a command where this host's files are in their usual places."""
         if self._process is None:
             raise BedError("the daemon was not started")
-        words = ["nsenter", "--mount", f"--target={self._process.pid}", f"--wd={Path.cwd()}", *map(str, command)]
-        return subprocess.run(words, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
+        return ["nsenter", "--mount", f"--target={self._process.pid}", f"--wd={Path.cwd()}", *map(str, command)]
+
+    def run(self, *command: object, **options: object) -> subprocess.CompletedProcess[str]:
+        """A command that sees this host's files in their usual places."""
+        return subprocess.run(self.within(*command), capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
     def migrate(self, machine: Machine, to: NamespaceHost, *, flags: int = MOVE, **parameters: object) -> None:
         """Move a running guest there; afterwards `machine` is the one over there."""

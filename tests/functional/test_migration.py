@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import libvirt
 import pytest
 
 from tests.bed import Bed, check_records
 from tests.bed.machine import Machine
 from tests.bed.namespace import NamespaceHost
-from tests.functional.local_kit import Answer, Local, restored
-from tests.functional.overlay_kit import MIB
+from tests.functional.local_kit import (
+    ATTENTION,
+    REFUSED,
+    Answer,
+    Local,
+    assert_holds,
+    ended,
+    restored,
+    tree,
+    wait_until,
+)
+from tests.functional.overlay_kit import KIB, MIB, Guest
+from tests.functional.pull_kit import bitmaps
 
 pytestmark = pytest.mark.system
 
 DELTA = ("incremental", "delta", None)
+
+
+#: without the flag that both hosts see the same files
+COPY = libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE | libvirt.VIR_MIGRATE_NON_SHARED_DISK
 
 
 class Apart(Local):
@@ -24,6 +43,17 @@ class Apart(Local):
 
     def command(self, verb: str, *arguments: object) -> list[str]:
         return ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *super().command(verb, *arguments)]
+
+
+@dataclass
+class Inside(Local):
+    """The command line of a host, which sees that host's own files."""
+
+    host: NamespaceHost | None = None
+
+    def command(self, verb: str, *arguments: object) -> list[str]:
+        assert self.host is not None
+        return self.host.within(*super().command(verb, *arguments))
 
 
 @dataclass
@@ -58,19 +88,18 @@ class Pair:
         self.points.append((answer.run, acknowledged))
         return answer
 
-    def assert_points_hold(self, machine: Machine, into: Path) -> None:
-        assert self.locals[0].good("verify", "--data").json["findings"] == []
-        for run, acknowledged in self.points:
-            paths = restored(self.locals[0], run, into, machine.uuid)
-            check_records([(path, "raw") for path in paths.values()], acknowledged)
-
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[tuple[NamespaceHost, NamespaceHost]]:
     made = (NamespaceHost("here.test"), NamespaceHost("there.test"))
     try:
-        for host in made:
-            host.start()
+        made[0].start()
+        connection = made[0].connect()
+        connection.getDomainCapabilities(None, "x86_64", None, "qemu")
+        connection.close()
+        # What libvirt has learnt of QEMU takes it seconds.
+        shutil.copytree(made[0].directory / "cache", made[1].directory / "cache", dirs_exist_ok=True)
+        made[1].start()
         yield made
     finally:
         for host in made:
@@ -87,25 +116,196 @@ def pair(hosts: tuple[NamespaceHost, NamespaceHost], tmp_path: Path) -> Iterator
         yield Pair(bed, hosts, (here, there))
 
 
-def overlays(machine: Machine) -> list[str]:
-    return [line for line in machine.xml().splitlines() if ".raksha-" in line]
-
-
-def test_overlays(pair: Pair, tmp_path: Path) -> None:
-    """There and back again, on the same two files, each step an increment."""
+def test_records(pair: Pair, tmp_path: Path) -> None:
+    """A guest that never stops writing: each engine goes on where the other host has stopped, with every record."""
     pair.bed.qcow2("base", 8 * MIB)
-    vm = pair.bed.machine([pair.bed.raw("a", 8 * MIB), pair.bed.qcow2("b", None, backing="base.qcow2")], pause=0)
+    vm = pair.bed.machine([pair.bed.qcow2("a", 8 * MIB), pair.bed.qcow2("b", None, backing="base.qcow2")])
     vm.boot()
-    pair.backup(vm, "overlay")
-    answer = pair.backup(vm, "overlay")
-    import time
-    for _ in range(2):
-        t=time.time()
+    for engine in ("pull", "overlay"):
+        pair.backup(vm, engine)
         pair.move(vm)
-        print("moved", time.time()-t)
-        t=time.time()
-        answer = pair.backup(vm, "overlay")
-        print(time.time()-t, answer.how(), answer.warnings)
-        answer = pair.backup(vm, "overlay")
-        print(answer.how(), answer.warnings)
-    pair.assert_points_hold(vm, tmp_path / "out")
+        answer = pair.backup(vm, engine)
+        assert answer.how() == {"vda": DELTA, "vdb": DELTA}, engine
+        assert_point_holds(pair, vm, tmp_path / "out")
+    pair.locals[0].good("release", vm.name)
+    assert not [path.name for path in pair.bed.directory.iterdir() if ".raksha-" in path.name]
+    vm.wait_for_records(5)
+    vm.power_off()
+    check_records([(pair.bed.directory / name, "qcow2") for name in ("a.qcow2", "b.qcow2")], vm.last_ack())
+
+
+def assert_point_holds(pair: Pair, vm: Machine, into: Path) -> None:
+    """The newest one, by what it and all that it builds on hold."""
+    run, acknowledged = pair.points[-1]
+    paths = restored(pair.locals[0], run, into, vm.uuid)
+    check_records([(path, "raw") for path in paths.values()], acknowledged)
+
+
+def test_overlays_there_and_back(pair: Pair, tmp_path: Path) -> None:
+    guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB), pair.bed.qcow2("b", 4 * MIB)])
+    definition = guest.machine.xml(inactive=True)
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    pair.locals[0].backup(guest)
+    for journey in (1, 0):
+        pair.move(guest.machine)
+        assert_hands_off(pair, guest, attention=True)
+        guest.write("vda", 1 * MIB, 64 * KIB, 0x20 + journey)
+        answer = pair.locals[journey].backup(guest, "--take-over")
+        assert answer.how() == {"vda": DELTA, "vdb": DELTA} and answer.disks()["vda"]["volume"]["read"] == 64 * KIB
+        assert [".raksha-" in text and "taken over" in text for text in answer.warnings] == [True, True]
+        assert_holds(pair.locals[journey], answer.run, tmp_path / "out", guest, guest.frozen_model())
+        assert [len(paths) for paths in guest.sources().values()] == [2, 2], "the other host's layers were merged"
+        assert_hands_off(pair, guest, attention=False)
+    pair.locals[0].good("release", guest.uuid)
+    assert guest.machine.xml(inactive=True) == definition
+    guest.off()
+    assert (pair.bed.directory / "a.raw").read_bytes() == bytes(guest.model["vda"])
+
+
+def assert_hands_off(pair: Pair, guest: Guest, *, attention: bool) -> None:
+    """Where the guest is not, nobody touches its files, even without a look at the processes of where it is."""
+    away, before = pair.away(guest.machine), sorted(guest.files())
+    away.refused("vm_not_found", "release", guest.uuid)
+    answer = away("recover")
+    if attention:
+        assert (answer.code, answer.json["vms"][0]["trouble"]["code"]) == (ATTENTION, "vm_gone"), answer
+    else:
+        assert answer.code == 0, "its layers were merged over there, and their files are gone"
+    assert sorted(guest.files()) == before
+
+
+def test_bitmaps_there_and_back(pair: Pair, tmp_path: Path) -> None:
+    guest = Guest(pair.bed, [pair.bed.qcow2("a", 4 * MIB)])
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    pair.locals[0].backup(guest, "--engine", "pull")
+    for journey in (1, 0):
+        pair.move(guest.machine)
+        guest.write("vda", 1 * MIB, 64 * KIB, 0x20 + journey)
+        answer = pair.locals[journey].backup(guest, "--engine", "pull", "--take-over")
+        assert answer.how() == {"vda": DELTA} and answer.disks()["vda"]["volume"]["read"] == 64 * KIB
+        assert answer.warnings == [] and bitmaps(guest.machine) == {"a.qcow2": [f"raksha-{answer.run}"]}
+        assert_holds(pair.locals[journey], answer.run, tmp_path / "out", guest, guest.frozen_model())
+        assert pair.away(guest.machine)("recover").code == 0
+
+
+def stopped_while_it_reads(local: Local, guest: Guest, engine: str) -> subprocess.Popen[str]:
+    """A backup that stands still when its view is frozen and partly read."""
+    environment = {"RAKSHA_CRASH_AT": "vault.put_file.BackupMap", "RAKSHA_CRASH_SIGNAL": "STOP"}
+    slow = Local(local.uri, local.state, local.vault, environment)
+    process = slow.start("backup", guest.uuid, "--engine", engine, "--json")
+    state = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", "the backup stands still")
+    return process
+
+
+def test_moved_while_an_overlay_is_read(pair: Pair, tmp_path: Path) -> None:
+    """What is frozen stays so, wherever the guest goes on: the point is good, and the next one builds on it."""
+    here, there = pair.locals
+    guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB), pair.bed.qcow2("b", 4 * MIB)])
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    here.backup(guest)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
+    truth = guest.frozen_model()
+    process = stopped_while_it_reads(here, guest, "overlay")
+    guest.write("vda", 1 * MIB, 32 * KIB, 0x13)
+    pair.move(guest.machine)
+    guest.write("vdb", 2 * MIB, 64 * KIB, 0x14)
+    subprocess.run(["kill", "-CONT", str(process.pid)], check=True)
+    answer = ended(process)
+    assert answer.code == 0 and any("has left this host" in text for text in answer.warnings), answer
+    assert_holds(there, answer.run, tmp_path / "out", guest, truth)
+    following = there.backup(guest, "--take-over")
+    assert following.how() == {"vda": DELTA, "vdb": DELTA}
+    assert following.disks()["vda"]["volume"]["read"] == 64 * KIB
+    assert_holds(there, following.run, tmp_path / "out", guest, guest.frozen_model())
+    assert [len(paths) for paths in guest.sources().values()] == [2, 2], "both layers of the other host were merged"
+
+
+def test_moved_while_a_bitmap_is_read(pair: Pair, tmp_path: Path) -> None:
+    """libvirt lets a migration wait for the backup job (30 seconds; then it refuses the migration)."""
+    here, there = pair.locals
+    guest = Guest(pair.bed, [pair.bed.qcow2("a", 4 * MIB)])
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    here.backup(guest, "--engine", "pull")
+    process = stopped_while_it_reads(here, guest, "pull")
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
+    migration = threading.Thread(target=pair.move, args=(guest.machine,))
+    migration.start()
+    migration.join(1)
+    assert migration.is_alive() and pair.where(guest.machine) == 0
+    subprocess.run(["kill", "-CONT", str(process.pid)], check=True)
+    assert ended(process).code == 0
+    migration.join(60)
+    assert pair.where(guest.machine) == 1
+    guest.write("vda", 2 * MIB, 64 * KIB, 0x13)
+    answer = there.backup(guest, "--engine", "pull", "--take-over")
+    assert answer.how() == {"vda": DELTA} and answer.disks()["vda"]["volume"]["read"] == 128 * KIB
+    assert_holds(there, answer.run, tmp_path / "out", guest, guest.frozen_model())
+
+
+@pytest.mark.parametrize("engine", ["overlay", "pull"])
+def test_storage_is_copied(pair: Pair, tmp_path: Path, engine: str) -> None:
+    """Overlays come out as something else, and are refused until they are merged. QEMU moves bitmaps with the data."""
+    here, there = pair.locals
+    theirs = pair.bed.directory / "theirs"
+    images = pair.bed.directory / "images"
+    theirs.mkdir()
+    images.mkdir()
+    guest = Guest(pair.bed, [pair.bed.qcow2("images/a", 4 * MIB)])
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    here.backup(guest, "--engine", engine)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
+    for path in images.iterdir():
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", theirs / path.name, str(4 * MIB)], check=True)
+    assert pair.hosts[1].run("mount", "--bind", theirs, images).returncode == 0
+    place = pair.hosts[1].directory / "nbd"
+    pair.move(guest.machine, flags=COPY, **{libvirt.VIR_MIGRATE_PARAM_DISKS_URI: f"unix://{place}"})
+    place.unlink(missing_ok=True)
+    guest.write("vda", 2 * MIB, 64 * KIB, 0x13)
+    there = Inside(there.uri, there.state, there.vault, host=pair.hosts[1])
+    command = ("backup", guest.uuid, "--engine", engine, "--take-over")
+    how = DELTA
+    if engine == "overlay":
+        before = tree(theirs)
+        there.refused("layer_unknown", *command, exit_code=REFUSED)
+        assert tree(theirs) == before
+        assert there("recover").code == 0
+        words = ["virsh", "-c", there.uri, "blockcommit", guest.machine.name, "vda", "--active", "--pivot"]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+        how = ("incremental", "compare", "no_tracker")
+    answer = there.good(*command)
+    assert answer.how() == {"vda": how}
+    assert_holds(there, answer.run, tmp_path / "out", guest, guest.frozen_model())
+    guest.off()
+    assert pair.hosts[1].run("umount", images).returncode == 0
+
+
+def test_a_definition_is_left_behind(pair: Pair, tmp_path: Path) -> None:
+    """The old host still knows the guest, as one that is shut off. Its files are not the old host's any more."""
+    here, there = pair.locals
+    guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB), pair.bed.qcow2("b", 4 * MIB)])
+    guest.start()
+    guest.write("vda", 0, 64 * KIB, 0x11)
+    here.backup(guest)
+    pair.move(guest.machine, flags=libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
+    away, overlays = pair.away(guest.machine), [path for path in guest.files() if ".raksha-" in path]
+    assert away.refused("vm_busy", "backup", guest.uuid).json["error"]["message"].endswith("that is not known here.")
+    assert "lock" in away.refused("image_tool_failed", "release", guest.uuid).json["error"]["message"]
+    away.good("recover")
+    assert guest.files().issuperset(overlays)
+    for turn in range(2):
+        answer = there.backup(guest, "--take-over")
+        assert answer.how() == {"vda": DELTA, "vdb": DELTA}
+        assert_holds(there, answer.run, tmp_path / "out", guest, guest.frozen_model())
+        guest.write("vdb", turn * MIB, 64 * KIB, 0x13)
+        before = sorted(guest.files())
+        away.refused("disk_unsupported", "release", guest.uuid)
+        away.refused("disk_unsupported", "backup", guest.uuid, "--vault", f"file://{tmp_path}/another")
+        away.good("recover")
+        assert sorted(guest.files()) == before
