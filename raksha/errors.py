@@ -534,3 +534,75 @@ class RequestUnderWay(Refused):
     code = "request_under_way"
     message = "A request with the idempotency key {key!r} is still at work."
     retryable = True
+
+
+# -- between processes --------------------------------------------------------------------------------
+
+
+class BusUnavailable(RakshaError):
+    code = "bus_unavailable"
+    message = "{verb} could not be asked over the message bus: {detail}."
+    hint = "It is asked again by itself; if it lasts, look at the broker."
+    retryable = True
+
+
+class BusFailed(RakshaError):
+    code = "bus_failed"
+    message = "The message bus cannot be used: {detail}."
+
+
+def by_code(code: str, family: type[RakshaError] = RakshaError) -> type[RakshaError] | None:
+    """The class of a machine name."""
+    return next(
+        (found for kind in family.__subclasses__() if (found := kind if kind.code == code else by_code(code, kind))), None
+    )
+
+
+# -- the REST API -----------------------------------------------------------------------------------
+
+
+class NotAuthenticated(Refused):
+    """`challenge`: what the server sends as WWW-Authenticate."""
+
+    code = "not_authenticated"
+    message = "This needs valid credentials."
+
+
+class NotAllowed(Refused):
+    code = "not_allowed"
+    message = "Your roles do not allow this: {rule}."
+
+
+class NotScoped(Refused):
+    code = "not_scoped"
+    message = "The token is not scoped to a project."
+
+
+class NothingHere(NotFound):
+    """Also said of what belongs to others: it must not be told apart from what does not exist."""
+
+    code = "not_found"
+    message = "There is nothing at this address."
+
+
+class RequestInvalid(Refused):
+    """`problems`: pairs of where (a path of fields, a header, a parameter) and what is wrong there."""
+
+    code = "request_invalid"
+    message = "The request is not valid."
+    exit_code = 2
+
+
+class VersionNotServed(Refused):
+    code = "version_not_served"
+    message = "Version {version} of the API is not served, only {minimum} to {maximum}."
+
+
+class ConditionMissing(Refused):
+    code = "condition_missing"
+    message = "This change needs If-Match with the ETag that was read."
+
+
+class ConditionFailed(Refused):
+    code = "condition_failed"
+    message = "The {noun} {id} is not what If-Match says: it was changed meanwhile."
