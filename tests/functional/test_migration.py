@@ -15,6 +15,7 @@ import pytest
 from tests.bed import Bed, check_records
 from tests.bed.machine import Machine
 from tests.bed.namespace import NamespaceHost
+from tests.functional.forked import ForkedLocal, Forker
 from tests.functional.local_kit import (
     ATTENTION,
     REFUSED,
@@ -106,11 +107,18 @@ def hosts() -> Iterator[tuple[NamespaceHost, NamespaceHost]]:
             host.close()
 
 
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    made = Forker()
+    yield made
+    made.close()
+
+
 @pytest.fixture
-def pair(hosts: tuple[NamespaceHost, NamespaceHost], tmp_path: Path) -> Iterator[Pair]:
+def pair(hosts: tuple[NamespaceHost, NamespaceHost], forker: Forker, tmp_path: Path) -> Iterator[Pair]:
     with Bed(hosts[0]) as bed:
         here, there = (
-            Local(host.uri, bed.directory / f"state{number}", f"file://{tmp_path}/vault")
+            ForkedLocal(host.uri, bed.directory / f"state{number}", f"file://{tmp_path}/vault", forker=forker)
             for number, host in enumerate(hosts)
         )
         yield Pair(bed, hosts, (here, there))
