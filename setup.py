@@ -10,8 +10,14 @@ CORE = ["blake3>=1.0", "zstandard>=0.23", "tenacity>=9", "lxml>=5", "msgspec>=0.
 SWIFT = ["python-swiftclient>=4.6", "keystoneauth1>=5.8"]
 #: python3-libnbd comes from the distribution: it is not on PyPI
 AGENT = ["libvirt-python>=8"]
-#: database of the service; PyMySQL for MariaDB, SQLite needs nothing
-SERVICE = ["SQLAlchemy>=2.1", "alembic>=1.14", "PyMySQL>=1.1"]
+#: database of the service (PyMySQL for MariaDB, SQLite needs nothing), and its times; APScheduler 4 is another library
+SERVICE = [
+    "SQLAlchemy>=2.1",
+    "alembic>=1.14",
+    "PyMySQL>=1.1",
+    "APScheduler>=3.11.3,<4",
+    "tzdata>=2025.2",
+]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [*POSTGRESQL, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "towncrier>=24"]

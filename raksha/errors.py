@@ -606,3 +606,48 @@ class ConditionMissing(Refused):
 class ConditionFailed(Refused):
     code = "condition_failed"
     message = "The {noun} {id} is not what If-Match says: it was changed meanwhile."
+
+
+# -- schedules and retention ------------------------------------------------------------------------
+
+
+class ZoneUnknown(Refused):
+    code = "zone_unknown"
+    message = "There is no time zone {zone!r}."
+    hint = "Zones have the names of the IANA database, spelled exactly, such as {near}."
+    exit_code = 2
+
+
+class BadCron(Refused):
+    code = "bad_cron"
+    message = "{cron!r} is no cron expression: {detail}."
+    hint = "Five fields: minute, hour, day of month, month, day of week (0, 7: Sunday); for example 30 22 * * 1-5."
+    exit_code = 2
+
+
+class ScheduleInvalid(Refused):
+    code = "schedule_invalid"
+    message = "The schedule's {field} cannot be used: {detail}."
+    hint = "docs/schedules.md tells what a schedule can say."
+    exit_code = 2
+
+
+class ScheduleNeverFires(Refused):
+    code = "schedule_never_fires"
+    message = "The schedule never fires: {detail}."
+    hint = "Change it, or leave it out: a job without a schedule runs when it is told to."
+    exit_code = 2
+
+
+class ScheduleTooOften(Refused):
+    code = "schedule_too_often"
+    message = "The schedule fires twice within {seconds} seconds ({at}); at least {least} must lie between two fires."
+    hint = "Choose a longer interval, or ask the operator for a shorter least interval."
+    exit_code = 2
+
+
+class RetentionInvalid(Refused):
+    code = "retention_invalid"
+    message = "The retention's {field} cannot be used: {detail}."
+    hint = "Say how many to keep: the last, hourly, daily, weekly, monthly, yearly; at least one of them."
+    exit_code = 2
