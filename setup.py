@@ -16,6 +16,8 @@ SERVICE = [
     "alembic>=1.14",
     "PyMySQL>=1.1",
     "APScheduler>=3.11.3,<4",
+    "oslo.messaging>=18",
+    "cotyledon>=2",
     "tzdata>=2025.2",
 ]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
