@@ -198,9 +198,12 @@ def test_bitmaps_there_and_back(pair: Pair, tmp_path: Path) -> None:
         assert pair.away(guest.machine)("recover").code == 0
 
 
-def stopped_while_it_reads(local: Local, guest: Guest, engine: str) -> subprocess.Popen[str]:
-    """A backup that stands still when its view is frozen and partly read."""
-    environment = {"RAKSHA_CRASH_AT": "vault.put_file.BackupMap", "RAKSHA_CRASH_SIGNAL": "STOP"}
+READ = "vault.put_file.BackupMap"
+
+
+def stopped_at(point: str, local: Local, guest: Guest, engine: str) -> subprocess.Popen[str]:
+    """A backup that stands still there; at `READ` its view is frozen, and partly read."""
+    environment = {"RAKSHA_CRASH_AT": point, "RAKSHA_CRASH_SIGNAL": "STOP"}
     slow = Local(local.uri, local.state, local.vault, environment)
     process = slow.start("backup", guest.uuid, "--engine", engine, "--json")
     state = Path(f"/proc/{process.pid}/stat")
@@ -217,7 +220,7 @@ def test_moved_while_an_overlay_is_read(pair: Pair, tmp_path: Path) -> None:
     here.backup(guest)
     guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
     truth = guest.frozen_model()
-    process = stopped_while_it_reads(here, guest, "overlay")
+    process = stopped_at(READ, here, guest, "overlay")
     guest.write("vda", 1 * MIB, 32 * KIB, 0x13)
     pair.move(guest.machine)
     guest.write("vdb", 2 * MIB, 64 * KIB, 0x14)
@@ -232,6 +235,29 @@ def test_moved_while_an_overlay_is_read(pair: Pair, tmp_path: Path) -> None:
     assert [len(paths) for paths in guest.sources().values()] == [2, 2], "both layers of the other host were merged"
 
 
+def test_moved_before_the_snapshot(pair: Pair, tmp_path: Path) -> None:
+    """The run fails. What it had made lies unused on the old host's account, and is told."""
+    here, there = pair.locals
+    guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB)])
+    guest.start()
+    here.backup(guest)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
+    process = stopped_at("libvirt.snapshotCreateXML", here, guest, "overlay")
+    pair.move(guest.machine)
+    subprocess.run(["kill", "-CONT", str(process.pid)], check=True)
+    answer = ended(process)
+    assert (answer.code, answer.error) == (1, "capture_failed"), answer
+    following = there.backup(guest, "--take-over")
+    assert following.how() == {"vda": DELTA} and following.disks()["vda"]["volume"]["read"] == 64 * KIB
+    assert_holds(there, following.run, tmp_path / "out", guest, guest.frozen_model())
+    (lying,) = {path for path in guest.files() if "a.raksha-" in path} - {Path(guest.sources()["vda"][0]).name}
+    told = here.refused("vm_gone", "recover").json["vms"][0]["trouble"]["message"]
+    pair.move(guest.machine)
+    back = here.backup(guest, "--take-over")
+    assert back.how() == {"vda": DELTA} and lying not in guest.files(), "back here, it is known to be unused"
+    assert lying in told
+
+
 def test_moved_while_a_bitmap_is_read(pair: Pair, tmp_path: Path) -> None:
     """libvirt lets a migration wait for the backup job (30 seconds; then it refuses the migration)."""
     here, there = pair.locals
@@ -239,7 +265,7 @@ def test_moved_while_a_bitmap_is_read(pair: Pair, tmp_path: Path) -> None:
     guest.start()
     guest.write("vda", 0, 64 * KIB, 0x11)
     here.backup(guest, "--engine", "pull")
-    process = stopped_while_it_reads(here, guest, "pull")
+    process = stopped_at(READ, here, guest, "pull")
     guest.write("vda", 1 * MIB, 64 * KIB, 0x12)
     migration = threading.Thread(target=pair.move, args=(guest.machine,))
     migration.start()

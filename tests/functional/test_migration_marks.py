@@ -16,7 +16,7 @@ import pytest
 
 from tests.bed import Bed
 from tests.functional.forked import ForkedLocal, Forker
-from tests.functional.local_kit import REFUSED, Answer, assert_holds
+from tests.functional.local_kit import REFUSED, Answer, assert_holds, wait_until
 from tests.functional.overlay_kit import KIB, MIB, Guest
 
 pytestmark = pytest.mark.bed
@@ -164,6 +164,50 @@ def test_a_run_that_failed_lies_on_top(local: ForkedLocal, guest: Guest) -> None
     stranger(local).refused("layer_unknown", "backup", guest.uuid, "--take-over", exit_code=REFUSED)
     assert untouched(guest) == before
     assert local.backup(guest, "--take-over").how()["vda"] == ("incremental", "delta", "union_of_layers")
+
+
+def test_at_rest_between_two_runs(local: ForkedLocal, guest: Guest, tmp_path: Path) -> None:
+    """A point of the VM at rest has no layer of its own; the one that it lies on counts from it, too."""
+    local.backup(guest)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x13)
+    guest.off()
+    moved = stranger(local).backup(guest, "--take-over")
+    assert moved.how() == {"vda": DELTA, "vdb": DELTA}
+    assert_right(local, guest, moved, tmp_path / "out")
+    guest.start()
+    guest.write("vdb", 1 * MIB, 64 * KIB, 0x14)
+    answer = stranger(local, "third").backup(guest, "--take-over")
+    assert answer.how() == {"vda": DELTA, "vdb": DELTA}
+    assert_right(local, guest, answer, tmp_path / "out")
+
+
+def test_bitmaps_at_rest(local: ForkedLocal, bed: Bed, tmp_path: Path) -> None:
+    guest = Guest(bed, [bed.qcow2("a", 4 * MIB)])
+    guest.start()
+    local.backup(guest, "--engine", "pull")
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x13)
+    guest.off()
+    answer = stranger(local).backup(guest, "--engine", "pull", "--take-over")
+    assert answer.how() == {"vda": DELTA}
+    assert_right(local, guest, answer, tmp_path / "out")
+    again = stranger(local, "third").backup(guest, "--engine", "pull", "--take-over")
+    assert again.how() == {"vda": ("incremental", "compare", "no_tracker")}, "no bitmap was begun with that point"
+    assert_right(local, guest, again, tmp_path / "out")
+
+
+def test_a_pull_run_that_failed(local: ForkedLocal, bed: Bed, tmp_path: Path) -> None:
+    """Its bitmap is nobody's; the one of the last point counts on."""
+    guest = Guest(bed, [bed.qcow2("a", 4 * MIB)])
+    guest.start()
+    pull = ("backup", guest.uuid, "--engine", "pull")
+    local.good(*pull)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x13)
+    killed = {"RAKSHA_CRASH_AT": "vault.put_file.BackupMap"}
+    assert local.during(lambda _pid: None, killed, *pull, "--json").code == -signal.SIGKILL
+    wait_until(lambda: guest.machine.domain.jobInfo()[0] == 0, "the guard ends the job")
+    answer = stranger(local).good(*pull, "--take-over")
+    assert answer.how() == {"vda": DELTA} and answer.disks()["vda"]["volume"]["read"] == 64 * KIB
+    assert_right(local, guest, answer, tmp_path / "out")
 
 
 def test_bitmaps_that_the_vault_tells_otherwise(local: ForkedLocal, bed: Bed, tmp_path: Path) -> None:

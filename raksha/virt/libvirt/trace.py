@@ -82,6 +82,8 @@ def _told(trace: Struct) -> Tracker:
 
 def read(tracker: Tracker | None, kind: type[_Trace]) -> _Trace | None:
     """None: it is nothing of that kind."""
+    if tracker is None or "kind" not in tracker:
+        return None
     try:
         return msgspec.convert(tracker, kind)
     except msgspec.ValidationError:

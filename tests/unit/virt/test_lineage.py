@@ -66,6 +66,14 @@ def test_our_name_but_unknown() -> None:
         apart([qcow2("/d/a.raksha-0123abcd-4567ef01-vda.qcow2"), OWN_FILE], [])
 
 
+def test_our_name_at_the_bottom_is_no_overlay() -> None:
+    """A migration with storage copy makes one file of a chain, under the name of its top."""
+    copied = qcow2("/d/a.raksha-0123abcd-4567ef01-vda.qcow2")
+    assert apart([copied], []).base == copied
+    overlay = own("/d/2", "r2")
+    assert apart([qcow2("/d/2"), copied], [overlay]) == Lineage((overlay,), (copied,), ())
+
+
 def decision(
     frozen: list[OwnLayer], parent: Parent | None, replaced: bool = False, distrust: Reason | None = None
 ) -> Decision:
