@@ -5,11 +5,11 @@ Pinning a copy and deleting it both change the copy's own row on a condition, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, exists, or_, select, update
+from sqlalchemy import delete, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
@@ -151,10 +151,10 @@ def begin_deleting(session: Session, id: str) -> None:
     child = aliased(VmResourceBackup)
     # through a table of its own: MariaDB does not look into the table that it changes
     on_it = select(child.vm_resource_backup_backing_id).where(child.vm_resource_backup_backing_id == id).limit(1)
-    nobody: Sequence[ColumnElement[bool]] = (
-        VmResourceBackup.pin_count == 0,
-        ~VmResourceBackup.id.in_(select(on_it.subquery().c.vm_resource_backup_backing_id)),
-    )
+    nobody = {
+        "somebody reads it": VmResourceBackup.pin_count == 0,
+        "others build on it": ~VmResourceBackup.id.in_(select(on_it.subquery().c.vm_resource_backup_backing_id)),
+    }
     transition(session, VmResourceBackup, id, BackupState.DELETING, where=nobody)
 
 

@@ -92,11 +92,12 @@ def due(session: Session, limit: int) -> list[BackupJob]:
 
 
 def remove(session: Session, id: str) -> None:
-    """Remove the row of a job that has no runs left. Raises `StillNeeded`."""
+    """Remove the row of a job that is DELETING and has no runs left. Raises `RowNotFound`, `StillNeeded`."""
     has_runs = exists().where(BackupJobRun.backupjob_id == id)
     deleting = BackupJob.id == id, BackupJob.state == JobState.DELETING
     if rows.changed(session, delete(BackupJob).where(*deleting, ~has_runs)) == 0:
-        raise StillNeeded(noun=NOUN, id=id, found="not being deleted", detail="or it still has runs")
+        found = get(session, None, id).state
+        raise StillNeeded(noun=NOUN, id=id, found=found, detail=f"it is not {JobState.DELETING}, or has runs left")
 
 
 def _name_members(session: Session, job_id: str, members: Iterable[Member]) -> None:

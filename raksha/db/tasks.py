@@ -28,6 +28,7 @@ NOUN = "task"
 TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 #: candidates looked at for one that is wanted: placement rules some out, others are faster
 _CANDIDATES = 4
+_OVER = {"its agent has prolonged its lease": Task.lease_until < now()}
 
 
 class Report(Struct, frozen=True):
@@ -126,7 +127,7 @@ def _claim_one(session: Session, task: Task, service: Service, seconds: float) -
             start={task.state},
             epoch=task.epoch,
             new_epoch=True,
-            where=[Task.lease_until == task.lease_until],
+            where={"another was first": Task.lease_until == task.lease_until},
             service_id=service.id,
             lease_until=_until(seconds),
             attempts=Task.attempts + 1,
@@ -215,7 +216,7 @@ def requeue(session: Session, task: Task) -> None:
         raise ValueError(f"task {task.id} is bound to {task.host}")
     transition(
         session, Task, task.id, TaskState.READY, start={TaskState.CLAIMED}, epoch=task.epoch, new_epoch=True,
-        where=[Task.lease_until < now()], service_id=None, lease_until=0,
+        where=_OVER, service_id=None, lease_until=0,
     )  # fmt: skip
 
 
@@ -226,7 +227,7 @@ def give_up(session: Session, task: Task, to: TaskState, error: Any) -> None:
     """
     transition(
         session, Task, task.id, to, start={task.state}, epoch=task.epoch, new_epoch=True,
-        where=[Task.lease_until < now()], error=error, finished_at=now(),
+        where=_OVER, error=error, finished_at=now(),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ so that of two that want different things exactly one gets it, and the other is 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, cast
 
@@ -22,6 +22,8 @@ from raksha.db.models import Base
 from raksha.db.moves import NOUNS, sources
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
 
+_NOTHING: Mapping[str, ColumnElement[bool]] = {}
+
 
 def transition(
     session: Session,
@@ -32,19 +34,20 @@ def transition(
     start: Collection[StrEnum] | None = None,
     epoch: int | None = None,
     new_epoch: bool = False,
-    where: Sequence[ColumnElement[bool]] = (),
+    where: Mapping[str, ColumnElement[bool]] = _NOTHING,
     **values: Any,
 ) -> None:
     """Bring one row to state `to`, and set `values` with it. A row of the session is read anew.
 
     `start`: states from which this caller means to come; None: all that may be followed by `to`. `epoch`: that the row
-    must have. `new_epoch`: it gets the next one with the move. `where`: what must hold as well.
+    must have. `new_epoch`: it gets the next one with the move. `where`: what must hold as well,
+    by what is the case where it does not.
     Raises `RowNotFound`, `EpochStale`, `StateConflict` with the state found, `StillNeeded` if `where` did not hold;
     `ValueError` for a move that is not legal.
     """
     table = cast(Any, noun)
     allowed = _allowed(noun, to, start)
-    conditions = [table.id == id, table.state.in_(sorted(allowed)), *where]
+    conditions = [table.id == id, table.state.in_(sorted(allowed)), *where.values()]
     if epoch is not None:
         conditions.append(table.epoch == epoch)
     if new_epoch:
@@ -83,7 +86,7 @@ def _allowed(noun: type[Base], to: StrEnum, start: Collection[StrEnum] | None) -
     legal = sources(noun, to)
     allowed = legal if start is None else frozenset(start)
     if not allowed or not allowed <= legal:
-        raise ValueError(f"{NOUNS[noun]}: no legal move from {sorted(allowed - legal) or 'anywhere'} to {to}")
+        raise ValueError(f"{NOUNS[noun]}: no legal move from {', '.join(sorted(allowed - legal)) or 'nowhere'} to {to}")
     return allowed
 
 
@@ -103,7 +106,7 @@ def _why_not(
     to: StrEnum,
     allowed: frozenset[StrEnum],
     epoch: int | None,
-    where: Sequence[ColumnElement[bool]],
+    where: Mapping[str, ColumnElement[bool]],
 ) -> RowNotFound | EpochStale | StateConflict | StillNeeded:
     name = NOUNS[table]
     columns = (table.state,) if epoch is None else (table.state, table.epoch)
@@ -113,7 +116,7 @@ def _why_not(
     if epoch is not None and found.epoch != epoch:
         return EpochStale(noun=name, id=id, found=found.epoch, given=epoch)
     if where and found.state in allowed:
-        return StillNeeded(noun=name, id=id, found=str(found.state), detail=" and ".join(str(c) for c in where))
+        return StillNeeded(noun=name, id=id, found=str(found.state), detail=" or ".join(where))
     return StateConflict(
         noun=name, id=id, found=str(found.state), wanted=", ".join(sorted(allowed)), to=str(to)
     )

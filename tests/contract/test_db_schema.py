@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,6 @@ def test_documents_and_large_numbers(database: Database) -> None:
 
 
 def test_the_clock_of_the_database_is_utc_and_goes_on(database: Database) -> None:
-    import time
-
     with database.engine.connect() as connection:
         if database.engine.dialect.name in ("mysql", "mariadb"):
             connection.execute(text("SET time_zone = '-05:30'"))
