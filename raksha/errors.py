@@ -503,7 +503,7 @@ class EpochStale(Refused):
 
 class StillNeeded(Refused):
     code = "still_needed"
-    message = "The {noun} {id} is {found}, but others need it or have it: {detail}."
+    message = "The {noun} {id} is {found}, and cannot be had: {detail}."
     retryable = True
 
 
