@@ -297,7 +297,10 @@ class ForeignChain(Refused):
 class LayerUnknown(Refused):
     code = "layer_unknown"
     message = "The disk chain of {vm}:{disk} holds {path}, an overlay of Raksha that this journal does not know."
-    hint = "Use the state directory it was made with, or merge it with virsh blockcommit. Nothing was touched."
+    hint = (
+        "Use the state directory it was made with; on another host, the vault that has the last backup. "
+        "Or merge it with virsh blockcommit. Nothing was touched."
+    )
 
 
 class OverlayExists(Refused):
