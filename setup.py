@@ -19,10 +19,27 @@ SERVICE = [
     "oslo.messaging>=18",
     "cotyledon>=2",
     "tzdata>=2025.2",
+    # the REST API; flask-swagger-ui for its files alone
+    "Flask>=3.1",
+    "flask-smorest>=0.47",
+    "marshmallow>=4,<5",
+    "webargs>=8.6",
+    "flask-swagger-ui>=5",
+    "gunicorn>=23",
+    "bcrypt>=5",
+    "oslo.policy>=5",
+    "PyYAML>=6",
 ]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
-TEST = [*POSTGRESQL, "pytest>=8", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "hypothesis>=6.100"]
-LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "towncrier>=24"]
+TEST = [
+    *POSTGRESQL,
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+    "hypothesis>=6.100",
+    "openapi-spec-validator>=0.8",
+]
+LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 
 class BuildWithMigrations(build_py):
     """The migrations lie outside the package, where operators look for them; a wheel carries them inside."""
@@ -56,5 +73,11 @@ setup(
         "all": [*AGENT, *SERVICE, *SWIFT],
     },
     cmdclass={"build_py": BuildWithMigrations},
-    entry_points={"console_scripts": ["raksha = raksha.cmd.main:main", "raksha-manage = raksha.cmd.manage:main"]},
+    entry_points={
+        "console_scripts": [
+            "raksha = raksha.cmd.main:main",
+            "raksha-api = raksha.cmd.api:main",
+            "raksha-manage = raksha.cmd.manage:main",
+        ]
+    },
 )
