@@ -143,17 +143,17 @@ def _counts_from(copies: Sequence[StoredCopy], trace: OverlayTrace) -> frozenset
 def _layer(vm: str, target: str, layer: Layer, proof: _Proven, base: Layer, note: BaseNote | None) -> OwnLayer:
     trace = proof.trace
     own_file = file_id(base.path)
-    same = note is not None and (base.kind == "block" or note.inode == own_file.inode)
+    noted = note is not None and base.kind == "file" and note.inode == own_file.inode
     return OwnLayer(
         vm=vm,
         target=target,
         file=FileId(layer.path, Path(layer.path).lstat().st_dev, trace.inode),
-        base=Base(own_file, base.kind, base.format, note.modified if note is not None else None),
+        base=Base(own_file, base.kind, base.format, note.modified if note is not None and noted else None),
         run=trace.run,
         job=trace.job,
         state=LayerState.CHAINED,
         # Without the note somebody may have written below the layer, and nothing would show it.
-        counts_from=proof.counts_from if same else frozenset(),
+        counts_from=proof.counts_from if noted else frozenset(),
     )
 
 

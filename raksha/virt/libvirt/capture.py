@@ -22,6 +22,7 @@ from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.lineage import Decision, Lineage, decide
 from raksha.virt.libvirt.locks import is_written
 from raksha.virt.libvirt.machine import read_machine
+from raksha.virt.libvirt.overlay_file import is_the_one
 from raksha.virt.libvirt.space import SpaceWatch
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
 from raksha.virt.libvirt.trace import note_base, of_layer
@@ -254,7 +255,7 @@ class OverlayCapture:
     def _leave_notes(self) -> None:
         """For a host that the VM may move to."""
         for layer in self._journal.layers(self._guest.uuid):
-            if layer.state is LayerState.CHAINED:
+            if layer.state is LayerState.CHAINED and is_the_one(layer.file, layer.run):
                 note_base(layer)
 
     def _advance(self, disk: SurveyedDisk) -> list[str]:

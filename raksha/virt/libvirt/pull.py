@@ -24,7 +24,6 @@ from raksha.errors import CaptureFailed, LayerUnknown, LibvirtFailed
 from raksha.journal import BitmapState, Journal, Lock, OwnBitmap, RunState
 from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import image, nbd, pull_place
-from raksha.virt.libvirt.adopt import adopt_bitmaps
 from raksha.virt.libvirt.capture import OfflineWatch
 from raksha.virt.libvirt.checkpoint import Checkpoints, what_became
 from raksha.virt.libvirt.connection import Connection, Guest
@@ -75,6 +74,8 @@ class PullEngine:
         lock = self._journal.vm_lock(guest.uuid, guest.name)
         try:
             warnings = reconcile(guest, self._journal, self._settings)
+            from raksha.virt.libvirt.adopt import adopt_bitmaps  # commands that make no backup do without
+
             adopt_bitmaps(guest.uuid, self._journal, request)
             warnings += _settle(guest, self._journal, request)
             try:

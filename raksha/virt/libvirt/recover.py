@@ -25,7 +25,6 @@ from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, Reco
 from raksha.journal import FileId, Journal, LayerState, OwnLayer
 from raksha.virt.capture import CaptureRequest
 from raksha.virt.libvirt import overlay_file
-from raksha.virt.libvirt.adopt import adopt_layers
 from raksha.virt.libvirt.chain import modified
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Guest
@@ -76,6 +75,8 @@ def adopted(guest: Guest, journal: Journal, settings: Settings, request: Capture
 
     Returns what a person should know. Raises what `adopt_layers` and `reconcile` do.
     """
+    from raksha.virt.libvirt.adopt import adopt_layers  # for the few VMs that have moved
+
     if not (told := adopt_layers(guest, journal, request)):
         return []
     return [*told, *reconcile(guest, journal, settings)]

@@ -52,8 +52,8 @@ class BaseNote(Struct, frozen=True):
     """The VM's own file as we last left it."""
 
     inode: int
-    #: st_mtime_ns; None: a block device, which has none
-    modified: int | None
+    #: st_mtime_ns
+    modified: int
 
 
 def of_layer(layer: OwnLayer) -> Tracker:
@@ -91,17 +91,16 @@ def read(tracker: Tracker | None, kind: type[_Trace]) -> _Trace | None:
 
 
 def note_base(layer: OwnLayer) -> None:
-    """Note on the overlay what the journal knows of the file below. Where that cannot be, another host compares."""
-    modified = "" if layer.base.modified is None else str(layer.base.modified)
-    if modified or layer.base.kind == "block":
+    """Note on the overlay how we left the file below. Where that cannot be (block devices), another host compares."""
+    if layer.base.modified is not None:
         with suppress(OSError), crash.around("overlay.note"):
-            os.setxattr(layer.file.path, XATTR, f"{layer.base.file.inode}:{modified}".encode())
+            os.setxattr(layer.file.path, XATTR, f"{layer.base.file.inode}:{layer.base.modified}".encode())
 
 
 def base_note(path: str) -> BaseNote | None:
     """What was noted on an overlay, or None."""
     try:
         inode, _, modified = os.getxattr(path, XATTR).decode("ascii", "replace").partition(":")
-        return BaseNote(int(inode), int(modified) if modified else None)
+        return BaseNote(int(inode), int(modified))
     except (OSError, ValueError):
         return None
