@@ -86,7 +86,8 @@ def decide(seen: Seen, intents: Sequence[Intent]) -> Plan:
             (*thaw, *(action for plan in plans for action in plan.actions)),
             tuple(trouble for plan in plans for trouble in plan.troubles),
         )
-    placed = [_place(seen, overlay, intents) for overlay in seen.overlays]
+    # from the top downwards: an overlay whose lower one is gone can no longer be told to be ours
+    placed = [_place(seen, overlay, intents) for overlay in reversed(seen.overlays)]
     swept = [_sweep(seen, stray.path, stray.doubts, stray.users) for stray in seen.strays]
     notes = tuple(note for _, note in (*placed, *swept) if note)
     actions = [action for action, _ in (*placed, *swept) if action]

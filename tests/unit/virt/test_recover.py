@@ -135,6 +135,14 @@ def test_merge_that_ended() -> None:
     assert doing(plan) == [(Do.DISCARD, ("old",)), (Do.CLOSE, ())]
 
 
+def test_several_that_were_merged_go_from_the_top_downwards() -> None:
+    """Each is recognised by what it stands on, so that must be there still."""
+    merged = [overlay(name, below, LayerState.MERGING) for name, below in (("1", "own"), ("2", "1"), ("3", "2"))]
+    after = disk(chain("new", "own"), chain("new", "own"))
+    plan = decide(seen(after, *merged, overlay("new", "own")), [intent("commit", process=QEMU.identity)])
+    assert doing(plan) == [(Do.DISCARD, ("3",)), (Do.DISCARD, ("2",)), (Do.DISCARD, ("1",)), (Do.CLOSE, ())]
+
+
 def test_merge_that_did_not_begin_or_end() -> None:
     old = overlay("old", "own", LayerState.MERGING)
     plan = decide(seen(disk(TWO, TWO), NEW, old), [intent("commit", process=QEMU.identity)])
