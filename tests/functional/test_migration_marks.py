@@ -140,6 +140,21 @@ def test_what_was_left_below_is_not_known(local: ForkedLocal, guest: Guest, tmp_
     assert_right(other, guest, answer, tmp_path / "out")
 
 
+@pytest.mark.system
+def test_nothing_tells_of_writes_to_a_block_device(system_bed: Bed, forker: Forker, tmp_path: Path) -> None:
+    local = ForkedLocal(system_bed.uri, system_bed.directory / "state", f"file://{tmp_path}/vault", forker=forker)
+    guest = Guest(system_bed, [system_bed.loop("a", 4 * MIB)])
+    guest.start()
+    local.backup(guest)
+    guest.write("vda", 1 * MIB, 64 * KIB, 0x13)
+    other = stranger(local)
+    for how in (("incremental", "compare", "tracker_counts_from_another_run"), DELTA):
+        answer = other.backup(guest, "--take-over")
+        assert answer.how() == {"vda": how}
+        assert_right(other, guest, answer, tmp_path / "out")
+    other.good("release", guest.uuid)
+
+
 def test_killed_while_it_takes_over(local: ForkedLocal, guest: Guest, tmp_path: Path) -> None:
     """With one of two disks in the journal, and before the first."""
     local.backup(guest)
