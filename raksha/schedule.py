@@ -214,8 +214,7 @@ def _scheduled_after(schedule: Schedule, instant: int) -> int | None:
     if schedule.start is not None:
         instant = max(instant, schedule.start - 1)
     found = _every_after(schedule, instant) if schedule.every else _cron_times(schedule, schedule.cron, instant)
-    full = _full_after(schedule, instant)
-    found = min(time for time in (found, full) if time is not None) if found or full else None
+    found = min((time for time in (found, _full_after(schedule, instant)) if time is not None), default=None)
     return None if found is None or (schedule.end is not None and found > schedule.end) else found
 
 
