@@ -117,6 +117,15 @@ def test_a_paused_job_does_not_fire_though_it_was_seen_due(database: Database) -
         assert jobs.get(session, None, job.id).next_run_at == 1000
 
 
+def test_a_job_whose_schedule_was_changed_meanwhile_does_not_fire(database: Database) -> None:
+    job = database.run(lambda s: make_job(s, next_run_at=1000))
+    database.run(lambda s: jobs.change(s, job.id, 1, next_run_at=5000))
+    assert database.run(lambda s: runs.fire(s, job, kind=BackupKind.FULL, next_run_at=2000)) is None
+    with database.reading() as session:
+        assert jobs.get(session, None, job.id).next_run_at == 5000
+        assert runs.listed(session, PROJECT, Wanted()).rows == []
+
+
 def test_missed_times_are_counted(database: Database) -> None:
     job = database.run(lambda s: make_job(s, next_run_at=1000))
     assert database.run(lambda s: runs.pass_over(s, job, next_run_at=2000, missed=3))
@@ -205,6 +214,23 @@ def test_a_task_of_a_host_stays_with_it(database: Database) -> None:
     ):
         with pytest.raises(EpochStale, match="its epoch is 2, not 1"):
             database.run(late)
+
+
+def test_who_looked_before_another_claimed_or_renewed_gets_nothing(database: Database) -> None:
+    """The moment between the look and the swap, which no race hits for sure."""
+    agent = database.run(make_agent)
+    database.run(lambda s: make_task(s, host="host-a"))
+    (first,) = database.run(lambda s: tasks.claim(s, agent.id, BACKUP, 1, -1))
+    (seen,) = database.run(lambda s: tasks.expired(s, 1))
+    database.run(lambda s: tasks.renew(s, first.id, 1, -0.5))
+    assert not database.run(lambda s: tasks._claim_one(s, seen, agent, 30))
+    (seen,) = database.run(lambda s: tasks.expired(s, 1))
+    assert len(database.run(lambda s: tasks.claim(s, agent.id, BACKUP, 1, -1))) == 1
+    assert not database.run(lambda s: tasks._claim_one(s, seen, agent, 30))
+    with pytest.raises(EpochStale):
+        database.run(lambda s: tasks.give_up(s, seen, TaskState.ERROR, {}))
+    with database.reading() as session:
+        assert tasks.get(session, first.id).epoch == 2
 
 
 def test_a_late_renewal_counts_while_nobody_took_over(database: Database) -> None:
