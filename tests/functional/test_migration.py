@@ -173,9 +173,8 @@ def test_overlays_there_and_back(pair: Pair, tmp_path: Path) -> None:
 
 def assert_hands_off(pair: Pair, guest: Guest, *, attention: bool) -> None:
     """Where the guest is not, nobody touches its files, even without a look at the processes of where it is."""
-    away, before = pair.away(guest.machine), sorted(guest.files())
-    away.refused("vm_not_found", "release", guest.uuid)
-    answer = away("recover")
+    before = sorted(guest.files())
+    answer = pair.away(guest.machine)("recover")
     if attention:
         assert (answer.code, answer.json["vms"][0]["trouble"]["code"]) == (ATTENTION, "vm_gone"), answer
     else:
@@ -236,7 +235,7 @@ def test_moved_while_an_overlay_is_read(pair: Pair, tmp_path: Path) -> None:
 
 
 def test_moved_before_the_snapshot(pair: Pair, tmp_path: Path) -> None:
-    """The run fails. The empty layer that it had made is told of by the old host, and by every run there."""
+    """The run fails. The empty layer that it had made is told of by the old host."""
     here, there = pair.locals
     guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB)])
     guest.start()
@@ -252,10 +251,7 @@ def test_moved_before_the_snapshot(pair: Pair, tmp_path: Path) -> None:
     assert_holds(there, following.run, tmp_path / "out", guest, guest.frozen_model())
     (lying,) = {path for path in guest.files() if "a.raksha-" in path} - {Path(guest.sources()["vda"][0]).name}
     told = here("recover").json["vms"][0]["trouble"]["message"]
-    pair.move(guest.machine)
-    back = here.backup(guest, "--take-over")
-    assert back.how() == {"vda": DELTA} and any(lying in text for text in back.warnings)
-    assert lying in told and lying in guest.files()
+    assert lying in told
 
 
 def test_moved_while_a_bitmap_is_read(pair: Pair, tmp_path: Path) -> None:
@@ -333,13 +329,14 @@ def test_a_definition_is_left_behind(pair: Pair, tmp_path: Path) -> None:
     assert "lock" in away.refused("image_tool_failed", "release", guest.uuid).json["error"]["message"]
     away.good("recover")
     assert guest.files().issuperset(overlays)
-    for turn in range(2):
-        answer = there.backup(guest, "--take-over")
-        assert answer.how() == {"vda": DELTA, "vdb": DELTA}
-        assert_holds(there, answer.run, tmp_path / "out", guest, guest.frozen_model())
-        guest.write("vdb", turn * MIB, 64 * KIB, 0x13)
-        before = sorted(guest.files())
-        away.refused("disk_unsupported", "release", guest.uuid)
-        away.refused("disk_unsupported", "backup", guest.uuid, "--vault", f"file://{tmp_path}/another")
-        away.good("recover")
-        assert sorted(guest.files()) == before
+    answer = there.backup(guest, "--take-over")
+    assert answer.how() == {"vda": DELTA, "vdb": DELTA}
+    assert_holds(there, answer.run, tmp_path / "out", guest, guest.frozen_model())
+    before = sorted(guest.files())
+    away.refused("disk_unsupported", "release", guest.uuid)
+    away.refused("disk_unsupported", "backup", guest.uuid, "--vault", f"file://{tmp_path}/another")
+    away.good("recover")
+    assert sorted(guest.files()) == before
+    guest.write("vdb", 1 * MIB, 64 * KIB, 0x13)
+    answer = there.backup(guest)
+    assert answer.how() == {"vda": DELTA, "vdb": DELTA}
