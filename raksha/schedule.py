@@ -35,7 +35,7 @@ from raksha.zones import clock_time, zone
 DAY = 86400
 #: no time zone skips more than a day (Samoa, 2011)
 LONGEST_GAP = timedelta(hours=25)
-#: how often an interval may miss its window before it counts as one that never meets it: more than two years of days
+#: days, or intervals, without a fire inside the window after which an interval counts as one that never meets it
 TRIES = 1000
 #: fires that `check` looks at; missed fires that `due` counts
 LOOKED_AT = 1000
@@ -224,13 +224,23 @@ def _full_after(schedule: Schedule, instant: int) -> int | None:
 
 def _every_after(schedule: Schedule, instant: int) -> int | None:
     every = schedule.every or 1
-    for _ in range(TRIES):
-        time = schedule.anchor + max(0, (instant - schedule.anchor) // every + 1) * every
+
+    def following(after: int) -> int:
+        return schedule.anchor + max(0, (after - schedule.anchor) // every + 1) * every
+
+    time = following(instant)
+    limit = min(LATEST, time + TRIES * max(DAY, every))
+    while time <= limit:
         opens = _opens_after(schedule, time)
         if opens is None:
             return time
-        instant = opens - 1
+        # a clock that goes back can open the window without showing when it opens
+        time = following(opens - 1 if _offset(schedule, opens) == _offset(schedule, time) else time)
     return None
+
+
+def _offset(schedule: Schedule, instant: int) -> timedelta | None:
+    return datetime.fromtimestamp(instant, zone(schedule.zone)).utcoffset()
 
 
 def _cron_times(schedule: Schedule, text: str | None, instant: int) -> int | None:
@@ -336,14 +346,26 @@ def _opens_after(schedule: Schedule, instant: int) -> int | None:
 
 
 def _instant_of_minute(wall: datetime, minute: int, clock: tzinfo, after: int) -> int:
-    """When the clock next shows `minute` after midnight, later than `after`."""
+    """When the clock next shows `minute` after midnight, or skips it, later than `after`."""
     midnight = wall.replace(hour=0, minute=0, second=0)
-    times = (_instant(midnight + timedelta(days=day, minutes=minute), clock) for day in range(3))
+    times = (
+        time for day in range(4) for time in _instants(midnight + timedelta(days=day - 1, minutes=minute), clock)
+    )
     return next(time for time in times if time > after)
 
 
+def _instants(wall: datetime, clock: tzinfo) -> tuple[int, ...]:
+    """When the clock shows `wall`: once or twice; of one that it skips, when it skips it."""
+    first = _instant(wall, clock)
+    second = int(wall.replace(tzinfo=clock, fold=1).timestamp())
+    if second < first:
+        while datetime.fromtimestamp(first - 60, clock).replace(tzinfo=None) > wall:
+            first -= 60
+    return (first, second) if second > first else (first,)
+
+
 def _delay(schedule: Schedule, scheduled: int) -> int:
-    """The same for the same fire. It never reaches the next fire, the end, or the close of the window."""
+    """The same for the same fire. It never reaches the next fire or leaves the window, nor passes the end."""
     if not schedule.jitter:
         return 0
     bounds = [scheduled + schedule.jitter + 1]
@@ -359,7 +381,9 @@ def _delay(schedule: Schedule, scheduled: int) -> int:
         wall = datetime.fromtimestamp(scheduled, clock).replace(tzinfo=None)
         bounds.append(_instant_of_minute(wall, schedule.window.closes, clock, scheduled))
     drawn = blake2b(f"{schedule.seed}:{scheduled}".encode(), digest_size=8).digest()
-    return int.from_bytes(drawn, "big") % (min(bounds) - scheduled)
+    delay = int.from_bytes(drawn, "big") % (min(bounds) - scheduled)
+    # a clock that goes back can close the window as well
+    return 0 if _opens_after(schedule, scheduled + delay) is not None else delay
 
 
 # -- what is refused ----------------------------------------------------------------------------------

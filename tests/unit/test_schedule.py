@@ -177,12 +177,21 @@ def test_an_interval_is_elapsed_time(every: int, anchor: int, after: int, zone_n
     assert {later - time for time, later in itertools.pairwise(got)} == {every}
 
 
-def test_an_interval_with_a_window_fires_only_inside() -> None:
-    schedule = Schedule(every=5 * 3600, anchor=at(2026, 3, 25), zone="Europe/Paris", window=NIGHT)
-    got = [fire.at for fire in preview(schedule, at(2026, 3, 25), 60)]
-    every_one = range(got[0], got[-1] + 1, 5 * 3600)
-    clock = ZoneInfo("Europe/Paris")
-    assert got == [time for time in every_one if in_window(NIGHT, datetime.fromtimestamp(time, clock))]
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([300, 1800, 3600, 5 * 3600, 86400]), st.integers(0, 86400), st.sampled_from(ZONES), windows,
+    st.sampled_from(DAYS),
+)  # fmt: skip
+def test_an_interval_with_a_window_fires_always_and_only_inside(
+    every: int, phase: int, zone_name: str, window: Window | None, first: date
+) -> None:
+    start = at(first.year, first.month, first.day)
+    schedule = Schedule(every=every, anchor=start + phase, zone=zone_name, window=window)
+    got = [fire.at for fire in itertools.takewhile(lambda fire: fire.at < start + 4 * 86400, fires(schedule, start))]
+    clock = ZoneInfo(zone_name)
+    every_one = [time for time in range(start + phase, start + 4 * 86400, every) if time > start]
+    inside = [time for time in every_one if not window or in_window(window, datetime.fromtimestamp(time, clock))]
+    assert got == inside
 
 
 # -- cron's text --------------------------------------------------------------------------------------
