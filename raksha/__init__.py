@@ -5,7 +5,7 @@ Layers, lowest last; imports run downwards only (`lint-imports` checks it)::
     cmd
     agent
     backup | restore
-    virt | vault
+    virt | vault | db
     qcow2 | journal | retention
     config
     types | states | errors | progress

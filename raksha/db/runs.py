@@ -58,7 +58,8 @@ def create(session: Session, job: BackupJob, *, kind: BackupKind, trigger: Trigg
     )
     session.add(run)
     session.flush()
-    _count(session, job.id, kind)
+    mine = BackupJob.id == job.id
+    rows.changed(session, update(BackupJob).where(mine).values(runs_since_full=_since_full(kind)))
     return run
 
 
@@ -67,10 +68,11 @@ def fire(
 ) -> BackupJobRun | None:
     """Start the run for which `job` (as `jobs.due` read it) is due, and set the job's next time.
 
-    None: another scheduler was first, the schedule was changed, or the job no longer fires.
+    None: another scheduler was first, the schedule was changed, or the job no longer fires. Fifty in one transaction
+    take half the time of fifty transactions.
     """
     seen = BackupJob.id == job.id, BackupJob.state == JobState.ACTIVE, BackupJob.next_run_at == job.next_run_at
-    values: dict[str, Any] = {"next_run_at": next_run_at, **job_values}
+    values: dict[str, Any] = {"next_run_at": next_run_at, "runs_since_full": _since_full(kind), **job_values}
     if missed:
         values |= {"missed_runs": BackupJob.missed_runs + missed, "last_missed_at": now()}
     if rows.changed(session, update(BackupJob).where(*seen).values(**values)) == 0:
@@ -84,10 +86,7 @@ def fire(
         scheduled_at=job.next_run_at,
     )
     # a clock that went back could bring a time again: the constraint has the last word
-    if not rows.inserted(session, run):
-        return None
-    _count(session, job.id, kind)
-    return run
+    return run if rows.inserted(session, run) else None
 
 
 def pass_over(session: Session, job: BackupJob, *, next_run_at: int | None, missed: int) -> bool:
@@ -276,6 +275,5 @@ def _bury_tasks(session: Session, run: BackupJobRun) -> None:
     session.flush()
 
 
-def _count(session: Session, job_id: str, kind: BackupKind) -> None:
-    since = 0 if kind == BackupKind.FULL else BackupJob.runs_since_full + 1
-    rows.changed(session, update(BackupJob).where(BackupJob.id == job_id).values(runs_since_full=since))
+def _since_full(kind: BackupKind) -> Any:
+    return 0 if kind == BackupKind.FULL else BackupJob.runs_since_full + 1

@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import random
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from msgspec import Struct
@@ -27,7 +28,7 @@ NOUN = "task"
 
 TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 #: candidates looked at for one that is wanted: placement rules some out, others are faster
-_CANDIDATES = 4
+_CANDIDATES = 8
 _OVER = {"its agent has prolonged its lease": Task.lease_until < now()}
 
 
@@ -96,18 +97,20 @@ def claim(session: Session, service_id: str, kinds: Collection[TaskKind], limit:
     return claimed
 
 
-def _candidates(session: Session, service: Service, kinds: Collection[TaskKind], limit: int) -> list[Task]:
+def _candidates(session: Session, service: Service, kinds: Collection[TaskKind], limit: int) -> Iterator[Task]:
+    """The next place is only looked at when those before had not enough."""
     wanted = Task.kind.in_(sorted(kinds))
     order = Task.priority.desc(), Task.created_at
     over = and_(Task.state == TaskState.CLAIMED, Task.host == service.host, Task.lease_until < now())
     statement = select(Task).where(wanted, over).order_by(*order).limit(limit)
-    found = list(session.scalars(statement))
+    yield from session.scalars(statement).all()
     if service.state != ServiceState.ENABLED:
-        return found
+        return
     for where in (Task.host == service.host, Task.host.is_(None)):
         ready = Task.state == TaskState.READY, Task.not_before <= now(), where
-        found += session.scalars(select(Task).where(wanted, *ready).order_by(*order).limit(limit * _CANDIDATES))
-    return found
+        found = session.scalars(select(Task).where(wanted, *ready).order_by(*order).limit(limit * _CANDIDATES)).all()
+        # agents that look at the same moment should not all reach for the same one
+        yield from sorted(found, key=lambda task: (-task.priority, random.random()))  # noqa: S311
 
 
 def _allowed(task: Task, service: Service) -> bool:
