@@ -20,7 +20,7 @@ import secrets
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import bcrypt
 import flask
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CHALLENGE = 'Basic realm="raksha", charset="UTF-8"'
 
-_WORD = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 _HASH = re.compile(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}", re.ASCII)
 #: bcrypt looks at no more of a password
 _MAX_PASSWORD = 72
@@ -107,10 +107,10 @@ class HttpBasic:
     def _refresh(self) -> None:
         """Read the file if it is not the one that was read."""
         with self._lock:
-            descriptor = _opened(self._path)
-            with os.fdopen(descriptor, "rb") as file:
-                found = os.fstat(descriptor)
-                seen = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
+            with _opened(self._path) as file:
+                found = os.fstat(file.fileno())
+                # the time of change tells of a new mode, too
+                seen = (found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size)
                 if seen == self._seen:
                     return
                 _refuse_readable_by_others(self._path, found)
@@ -171,17 +171,15 @@ def _write_private(path: Path, content: str) -> None:
     fresh.rename(path)
 
 
-def _opened(path: Path) -> int:
+def _opened(path: Path) -> BinaryIO:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return path.open("rb")
     except OSError as error:
         raise SettingsWrong(detail=f"the file of users {path} cannot be read: {error.strerror}") from error
 
 
 def _refuse_readable_by_others(path: Path, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
-    if not stat.S_ISREG(found.st_mode):
-        raise SettingsWrong(detail=f"{path} is no ordinary file")
     if mode & 0o077:
         raise SettingsWrong(detail=f"{path} has mode {mode:04o}: others could read or change it; it has to be 0600")
     if found.st_uid not in (0, os.geteuid()):

@@ -36,7 +36,7 @@ _MARK = "raksha_operation"
 class ProjectConverter(BaseConverter):
     """A project as Keystone or the file of users names it."""
 
-    regex = r"[A-Za-z0-9._-]{1,64}"
+    regex = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
 
 
 class IdConverter(BaseConverter):

@@ -107,7 +107,7 @@ def sample(rules: Sequence[Rule]) -> str:
     """The sample file: every rule with its default, commented out."""
     parts = [
         "# Who may do what. Copy to /etc/raksha/policy.yaml, name it in [api] policy_file, and uncomment what is to",
-        "# differ. Changes are taken up while the service runs. Made by scripts/api-documents.",
+        "# differ. Changes are taken up while the service runs. Made by scripts/api_documents.py.",
     ]
     parts += [f'\n# {base.description}\n#"{base.name}": "{base.check_str}"' for base in _BASE]
     for rule in sorted(rules, key=lambda rule: rule.name):

@@ -23,6 +23,7 @@ from raksha.api.request_id import RequestIdFilter
 from raksha.api.services import Services
 from raksha.config_api import ApiSettings
 from raksha.db import migrate
+from raksha.db.rows import clock
 from raksha.db.session import Database, connect
 from raksha.errors import RakshaError, SettingsWrong
 
@@ -43,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         settings = config_api.load(options.config)
         database = connect(config_database.load(options.config))
+        application = make_application(settings, database, (ParseException,))
         log_to_stderr()
-        Server(make_application(settings, database, (ParseException,)), settings).run()
+        Server(application, settings).run()
     except RakshaError as error:
         print(f"raksha-api: {error}", file=sys.stderr)
         if error.advice():
@@ -64,8 +66,14 @@ def make_application(
         raise SettingsWrong(detail=f"[api] auth_strategy: {settings.auth_strategy} is not there yet, only http_basic")
     authenticator = HttpBasic(settings.users_file)
     migrate.check(database)
-    checks = {"database": partial(migrate.current, database)}
+    checks = {"database": partial(_answers, database)}
     return create_app(settings, Services(database, authenticator, checks), unreadable=unreadable)
+
+
+def _answers(database: Database) -> None:
+    """Raises `DatabaseUnavailable`."""
+    with database.reading() as session:
+        clock(session)
 
 
 def log_to_stderr() -> None:

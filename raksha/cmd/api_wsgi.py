@@ -9,5 +9,5 @@ from raksha import config_api, config_database
 from raksha.cmd.api import log_to_stderr, make_application
 from raksha.db.session import connect
 
-log_to_stderr()
 application = make_application(config_api.load(), connect(config_database.load()))
+log_to_stderr()
