@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional crash-walk soak lint types imports bench quickstart clean
+.PHONY: help setup test unit contract functional crash-walk soak lint types imports api-documents bench quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ types: ## mypy, strict
 
 imports: ## the layers of docs/architecture.md
 	./run-tests imports
+
+api-documents: ## write docs/openapi.json and etc/policy.yaml.sample anew
+	.venv/bin/python scripts/api_documents.py
 
 bench: ## measure against qemu-img, borg and restic
 	scripts/setup --bench
