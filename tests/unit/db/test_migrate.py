@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from raksha import config_database
 from raksha.cmd import manage
+from raksha.config_database import OPTIONS
 from raksha.db import migrate
 from raksha.db.session import Database
 from raksha.errors import SchemaWrong, SettingsWrong
@@ -64,6 +66,12 @@ def test_settings_come_from_file_environment_and_argument(tmp_path: Path, monkey
     file.write_text("[database]\nmax_pool_size = none\n")
     with pytest.raises(SettingsWrong, match="max_pool_size"):
         config_database.load(file)
+
+
+def test_the_sample_shows_every_setting_with_its_default() -> None:
+    section = (CHECKOUT / "etc/raksha.conf.sample").read_text().partition("\n[database]\n")[2].partition("\n[")[0]
+    shown = dict(re.findall(r"^#(\w+) = ?(.*)$", section, re.M))
+    assert shown == {option.name: "" if option.default is None else str(option.default) for option in OPTIONS}
 
 
 def test_manage_tells_in_one_line_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
