@@ -110,6 +110,7 @@ def admit() -> None:
         return
     flask.g.identity = frame().services.authenticator.identify(request)
     frame().policy.require(operation.rule.name, flask.g.identity, (request.view_args or {}).get("tenant_id"))
+    _refuse_other_sites(request)
     if operation.needs_if_match:
         etag.require_condition()
     if not operation.takes_query and request.query_string:
@@ -119,20 +120,24 @@ def admit() -> None:
         raise RequestInvalid(problems=[("body", "This takes no body.")])
 
 
+def _refuse_other_sites(request: flask.Request) -> None:
+    """A browser that knows a password for us would send it along with what any page makes it send."""
+    if request.method not in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site"):
+        raise RequestInvalid(problems=[("Sec-Fetch-Site", "Pages of other sites may not ask for this.")])
+
+
 def log_request(response: flask.Response) -> flask.Response:
     """One line for every request. The address as a literal: it may hold anything."""
     request, identity = flask.request, flask.g.get("identity")
     LOG.info(
-        "%s %r %s",
+        "%s %r %s user=%s project=%s seconds=%.4f",
         request.method,
         request.path,
         response.status_code,
-        extra={
-            "action": "api_request",
-            "user_id": identity.user_id if identity else None,
-            "project_id": identity.project_id if identity else None,
-            "seconds": round(time.monotonic() - flask.g.get("began", time.monotonic()), 4),
-        },
+        identity.user_id if identity else "-",
+        identity.project_id if identity else "-",
+        time.monotonic() - flask.g.began,
+        extra={"action": "api_request"},
     )
     return response
 

@@ -19,7 +19,6 @@ import flask
 import marshmallow
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import BadRequest, HTTPException
-from werkzeug.routing import RoutingException
 
 from raksha import errors
 from raksha.api import request_id
@@ -141,12 +140,10 @@ def raksha_error(error: RakshaError) -> ResponseReturnValue:
 
 def http_exception(error: HTTPException) -> ResponseReturnValue:
     """What Flask, Werkzeug and webargs refuse, and whatever else was raised: Flask logs that and makes it a 500."""
-    if isinstance(error, RoutingException) or error.code is None:
-        return error.get_response()
     data = getattr(error, "data", None) or {}
     if error.code == 400 and "messages" in data:
         return raksha_error(RequestInvalid(problems=list(problems(data["messages"]))))
-    status = error.code
+    status = error.code or 500
     detail = _HTTP_DETAILS.get(status, HTTPStatus(status).description or HTTPStatus(status).phrase)
     if status >= 500:
         detail = "The service failed; its log says why under this request id."

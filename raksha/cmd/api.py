@@ -25,7 +25,7 @@ from raksha.config_api import ApiSettings
 from raksha.db import migrate
 from raksha.db.rows import clock
 from raksha.db.session import Database, connect
-from raksha.errors import RakshaError, SettingsWrong
+from raksha.errors import RakshaError
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -62,10 +62,10 @@ def make_application(
 
     Raises `SettingsWrong`, `SchemaWrong`, `DatabaseUnavailable`.
     """
-    if settings.auth_strategy != "http_basic":
-        raise SettingsWrong(detail=f"[api] auth_strategy: {settings.auth_strategy} is not there yet, only http_basic")
     authenticator = HttpBasic(settings.users_file)
     migrate.check(database)
+    # gunicorn forks now: its processes must not share a connection
+    database.close()
     checks = {"database": partial(_answers, database)}
     return create_app(settings, Services(database, authenticator, checks), unreadable=unreadable)
 

@@ -97,6 +97,16 @@ def test_the_middleware_sees_no_claims_either(make_api: Callable[..., Api]) -> N
     assert made[0].claims == []
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("cross-site", 400), ("same-site", 400), ("same-origin", 200), ("none", 200)]
+)
+def test_pages_of_other_sites_cannot_use_a_password_that_a_browser_knows(api: Api, site: str, status: int) -> None:
+    headers = {"Sec-Fetch-Site": site}
+    body = {"schedule": {"cron": "0 3 * * *"}}
+    assert api("POST", "/v1/p1/schedule-preview", json=body, headers=headers).status_code == status
+    assert api("GET", "/v1/p1/limits", headers=headers).status_code == 200
+
+
 def test_an_identity_does_not_show_its_token() -> None:
     identity = Identity("u1", "p1", frozenset({"reader"}), token="gAAAA-secret")
     assert "secret" not in f"{identity} {identity!r} {[identity]}"

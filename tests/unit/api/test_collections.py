@@ -9,6 +9,7 @@ from typing import Any
 import flask
 import pytest
 from marshmallow import Schema, fields, validate
+from openapi_spec_validator import validate as validate_openapi
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -249,3 +250,16 @@ def test_a_key_that_is_none_is_refused(served: Api, database: Database, key: str
     answer = served("POST", JOBS, json={"name": "one"}, headers={KEY: key})
     error(answer, 400, "request_invalid")
     assert count(database, BackupJob) == 0
+
+
+def test_conditions_and_pages_are_documented(served: Api) -> None:
+    document = served("GET", "/openapi.json", None).json
+    validate_openapi(document)
+    listed = document["paths"]["/v1/{tenant_id}/backupjobs"]["get"]
+    assert {parameter["name"] for parameter in listed["parameters"]} == {
+        "limit", "marker", "sort", "sort_key", "sort_dir", "name"
+    }  # fmt: skip
+    changed = document["paths"]["/v1/{tenant_id}/backupjobs/{backupjob_id}"]["put"]
+    (condition,) = changed["parameters"]
+    assert (condition["name"], condition["in"], condition["required"]) == ("If-Match", "header", True)
+    assert {"200", "400", "412", "428"} <= set(changed["responses"])

@@ -63,6 +63,17 @@ def test_what_is_no_id_is_ignored(api: Api, kept: Kept, given: str) -> None:
     assert kept.lines == [(own, "-")]
 
 
+def test_a_line_of_the_log_says_who_did_what_and_holds_no_line_of_the_callers(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "raksha.api.app"):
+        api("GET", "/v1/p1/limits")
+        api("GET", "/", None, environ_overrides={"PATH_INFO": "/x\nINFO forged"})
+    first, second = caplog.messages
+    assert first.startswith("GET '/v1/p1/limits' 200 user=member project=p1 seconds=0.")
+    assert second.startswith("GET '/x\\nINFO forged' 404 user=- project=- seconds=0.")
+
+
 def test_a_record_outside_of_requests_has_none(kept: Kept) -> None:
     kept.handle(logging.makeLogRecord({"msg": "hello"}))
     assert kept.lines == [("-", "-")]

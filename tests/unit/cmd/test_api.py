@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from raksha import config_api
 from raksha.api.http_basic import line
+from raksha.cmd.api import make_application
 from raksha.config_database import DatabaseSettings
 from raksha.db import migrate
 from raksha.db.session import connect
@@ -154,6 +156,12 @@ def test_what_cannot_work_is_told_at_the_start(tmp_path: Path, change: object, c
     assert found.returncode == code, found.stderr
     assert found.stderr.startswith("raksha-api: ") and says in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_no_connection_is_open_when_processes_are_forked(place: Place) -> None:
+    database = connect(DatabaseSettings(place.database))
+    make_application(config_api.load(place.config), database)
+    assert database.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
 
 
 def test_the_module_for_other_servers(place: Place) -> None:
