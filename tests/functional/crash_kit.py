@@ -10,7 +10,7 @@ import os
 import random
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +76,8 @@ class World:
     #: arguments of every backup
     options: tuple[str, ...] = ()
     engine: str = "overlay"
+    #: QEMU went on without our layers, and is no more
+    pivoted_and_died: bool = False
     #: of all writes; fixed, so that a walk can be repeated
     dice: random.Random = field(default_factory=lambda: random.Random(20))
     #: clusters written since the newest point that is known, by disk
@@ -206,15 +208,16 @@ class World:
         assert verified["findings"] == []
         assert set(self.local.runs()) == set(self.truth)
 
-    def assert_nothing_left(self, layers: int = 1) -> None:
-        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use."""
+    def assert_nothing_left(self, layers: int = 1, orphans: Collection[str] = ()) -> None:
+        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use; and
+        those `orphans`."""
         used = self.overlays()
         if self.engine == "pull":
             layers = 0
             self._assert_no_pull_leftovers()
         assert {len(paths) for paths in used.values()} == {layers}, used
         files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
-        assert files == {path for paths in used.values() for path in paths}, "stray overlays"
+        assert files == {path for paths in used.values() for path in paths}.union(orphans), "stray overlays"
         if self.guest.machine.running:
             assert all(not self.guest.machine.domain.blockJobInfo(target) for target in used), "a block job goes on"
         journal = Journal(self.local.state)

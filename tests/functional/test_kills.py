@@ -17,7 +17,7 @@ import libvirt
 import pytest
 
 from tests.bed import Bed, SessionHost, check_records
-from tests.functional.crash_kit import KILLED, World, alive, wanted_sample, world_on
+from tests.functional.crash_kit import KILLED, OVERLAY, World, alive, wanted_sample, world_on
 from tests.functional.local_kit import Answer
 from tests.functional.overlay_kit import MIB
 
@@ -148,6 +148,8 @@ class Events:
         (self.world.bed.directory / "foreign.qcow2").unlink()
 
 
+#: after these there is another QEMU, or none
+DEADLY = ("kill_qemu", "kill_both", "destroy", "destroy_and_start")
 EVENTS = [name for name in vars(Events) if not name.startswith("_") and name not in ("domain", "repair")]
 
 
@@ -198,8 +200,18 @@ def settles(world: World, events: Events, answer: Answer) -> None:
 
 
 def assert_right_and_clean(world: World, answer: Answer) -> None:
-    world.assert_nothing_left()
+    world.assert_nothing_left(orphans=orphans_told(world, answer))
     world.assert_right(answer.run)
+
+
+def orphans_told(world: World, answer: Answer) -> set[str]:
+    """Layers that were merged in a QEMU that is no more: they cannot be told from those that a VM was started below, so
+    they stay, and each run names them. Only there may one stay."""
+    used = {path for paths in world.overlays().values() for path in paths}
+    left = {str(path) for path in world.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()} - used
+    assert not left or world.pivoted_and_died, left
+    assert all(any(path in warning for warning in answer.warnings) for path in left), answer.warnings
+    return left
 
 
 def chosen(points: list[str], count: int) -> list[tuple[str, str]]:
@@ -221,6 +233,7 @@ def test_during_a_backup(session_host: SessionHost, world: World, point: str, ev
 @pytest.mark.parametrize(("point", "event"), chosen(RELEASE, wanted_sample(3))[: wanted_sample(3) or None])
 def test_during_a_release(session_host: SessionHost, world: World, point: str, event: str) -> None:
     events = Events(world, session_host)
+    world.pivoted_and_died = point == "libvirt.blockJobAbort.done" and event in DEADLY
     answer = stopped_at(world, point, getattr(events, event), None, "release", world.guest.uuid)
     settles(world, events, answer)
 

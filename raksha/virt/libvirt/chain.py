@@ -57,6 +57,18 @@ def header(layer: Layer) -> LayerHeader | None:
         raise ChainBroken(f"{layer.path} is not the qcow2 image that the definition calls it") from error
 
 
+def size_of(layer: Layer) -> int:
+    """Bytes that the guest sees of an image. Raises `ChainBroken`."""
+    head = header(layer)
+    if head is not None:
+        return head.size
+    try:
+        with Path(layer.path).open("rb") as file:
+            return file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise ChainBroken(f"{layer.path} cannot be read: {error.strerror}") from error
+
+
 def backing_of(layer: Layer) -> Layer | None:
     """The layer below, as the header names it. Raises `ChainBroken`."""
     head = header(layer)

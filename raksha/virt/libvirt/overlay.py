@@ -25,7 +25,7 @@ from raksha.journal import Base, Journal, LayerState, Lock, OwnLayer
 from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import nbd, overlay_file
 from raksha.virt.libvirt.capture import OfflineWatch, OverlayCapture
-from raksha.virt.libvirt.chain import ChainBroken, backing_of, file_id, modified, same_file
+from raksha.virt.libvirt.chain import ChainBroken, backing_of, file_id, modified, same_file, size_of
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Connection, Guest, check_local
 from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
@@ -319,8 +319,12 @@ def _misplaced(plan: OverlayPlan, before: SurveyedDisk, live: Domain, inactive: 
         return f"the definition has {then.top.path if then and then.layers else 'nothing'}, expected {found[0]}"
     try:
         below = backing_of(Layer(plan.path, "file", "qcow2"))
+        # it may have been grown after the last look before the snapshot: then the overlay cuts its end off
+        size = size_of(before.chain[0])
     except ChainBroken as error:
         return str(error)
+    if -(-size // _SECTOR) * _SECTOR != plan.size:
+        return f"it was resized to {size} bytes while its snapshot was taken"
     if below is None or not same_file(below.path, plan.backing.path) or below.format != plan.backing.format:
         return f"{Path(plan.path).name} names {below} below it, expected {plan.backing.path}"
     return None
