@@ -194,6 +194,18 @@ def test_an_interval_with_a_window_fires_always_and_only_inside(
     assert got == inside
 
 
+def test_a_clock_that_goes_back_opens_and_closes_the_window() -> None:
+    """New York, 2026-11-01: after 01:59 (05:59 UTC) comes 01:00."""
+    half_hours = Schedule(every=1800, anchor=0, zone="America/New_York", window=Window.parse("00:30-01:30"))
+    assert times(half_hours, at(2026, 11, 1), 5) == [
+        "11-01 04:30", "11-01 05:00", "11-01 06:00", "11-02 05:30", "11-02 06:00"]  # fmt: skip
+    late = Window.parse("01:45-03:15")
+    for seed in range(30):
+        jittered = Schedule(cron="59 1 * * *", zone="America/New_York", window=late, jitter=600, seed=str(seed))
+        fire = preview(jittered, at(2026, 11, 1), 1)[0]
+        assert at(2026, 11, 1, 5, 59) == fire.scheduled <= fire.at < at(2026, 11, 1, 6)
+
+
 # -- cron's text --------------------------------------------------------------------------------------
 
 
