@@ -23,7 +23,16 @@ from raksha.errors import RequestInvalid
 
 HEADER = "Idempotency-Key"
 
-_VALID = re.compile(r"[A-Za-z0-9._:-]{8,128}", re.ASCII)
+_PATTERN = "[A-Za-z0-9._:-]{8,128}"
+_VALID = re.compile(_PATTERN, re.ASCII)
+
+#: for the OpenAPI document
+PARAMETER = {
+    "in": "header",
+    "name": HEADER,
+    "schema": {"type": "string", "pattern": f"^{_PATTERN}$"},
+    "description": "Sent again with the same key it is done once and answered the same",
+}
 _KEPT = ("Location", "ETag")
 
 

@@ -23,7 +23,7 @@ from marshmallow import Schema
 from msgspec import Struct
 from werkzeug.routing import BaseConverter
 
-from raksha.api import etag
+from raksha.api import etag, idempotency
 from raksha.api.bodies import StrictParser
 from raksha.api.policy import Allow, Rule
 
@@ -81,18 +81,21 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
         body: type[Schema] | None = None,
         query: type[Schema] | None = None,
         if_match: bool = False,
+        repeatable: bool = False,
         errors: tuple[int, ...] = (),
     ) -> Callable[[V], V]:
         """Make a function the view of `method` at `path` below the prefix.
 
-        `rule`: second half of the policy rule's name. `if_match`: it needs If-Match. `errors`: statuses of this
-        operation beside those that all have, for the documentation.
+        `rule`: second half of the policy rule's name. `if_match`: it needs If-Match. `repeatable`: the view
+        goes through `idempotency.once`. `errors`: statuses of this operation beside those that all have, for the
+        documentation.
         """
         written = Rule(f"{self.noun}:{rule}", allow, does, method, shown_path(self.prefix + path))
         self.rules.append(written)
         told = [401, 403, 404, *errors]
         told += [400, 413, 415] if body else []
         told += [412, 428] if if_match else []
+        told += [409] if repeatable else []
 
         def decorate(view: V) -> V:
             made = self.response(status, returns)(view)
@@ -103,8 +106,9 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
             for code in sorted(set(told)):
                 made = self.alt_response(code, HTTPStatus(code).name)(made)
             made = self.doc(summary=does, operationId=written.name.replace(":", "_").replace("-", "_"))(made)
-            if if_match:
-                made = self.doc(parameters=[etag.PARAMETER])(made)
+            headers = [etag.PARAMETER] * if_match + [idempotency.PARAMETER] * repeatable
+            if headers:
+                made = self.doc(parameters=headers)(made)
             _mark(made, Operation(written, body is not None, query is not None, if_match))
             self.route(path, methods=[method])(made)
             return view

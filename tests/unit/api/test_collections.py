@@ -64,7 +64,7 @@ def noun() -> Noun:
         return job, etag.headers(job.version)
 
     @made.operation("POST", "", rule="create", allow=Allow.MEMBER, does="Create.", body=Written, returns=Shown,
-                    status=201)  # fmt: skip
+                    status=201, repeatable=True)  # fmt: skip
     def create(tenant_id: str, body: dict[str, Any]) -> Any:
         def work(session: Session) -> flask.Response:
             def do() -> flask.Response:
@@ -263,3 +263,6 @@ def test_conditions_and_pages_are_documented(served: Api) -> None:
     (condition,) = changed["parameters"]
     assert (condition["name"], condition["in"], condition["required"]) == ("If-Match", "header", True)
     assert {"200", "400", "412", "428"} <= set(changed["responses"])
+    created = document["paths"]["/v1/{tenant_id}/backupjobs"]["post"]
+    assert [parameter["name"] for parameter in created["parameters"]] == ["Idempotency-Key"]
+    assert {"201", "409"} <= set(created["responses"])
