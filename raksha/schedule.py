@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, takewhile
 
 from apscheduler.triggers.cron import CronTrigger
 from msgspec import Struct
@@ -174,7 +174,8 @@ def due(schedule: Schedule, last: int, now: int, grace: int = 300) -> Due:
     if first is None or first.at > now:
         return Due(None, 0, False, last, first.at if first else None)
     latest = _latest(schedule, first, now)
-    count = sum(1 for fire in islice(fires(schedule, last), LOOKED_AT) if fire.at <= now) if latest != first else 1
+    passed = takewhile(lambda fire: fire.at <= now, fires(schedule, last))
+    count = sum(1 for _ in islice(passed, LOOKED_AT))
     if now - latest.at > grace:
         if schedule.catch_up == CatchUp.SKIP:
             return Due(None, count, False, latest.at, next_after(schedule, now))
