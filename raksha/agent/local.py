@@ -165,7 +165,7 @@ class LocalHost(Struct, frozen=True):
     def vms(self) -> list[VmEntry]:
         """What there is, and what of it can be protected."""
         with self._engine() as (journal, engine):
-            return list_vms(engine.connection, journal)
+            return list_vms(engine.connection, journal, engine.choose)
 
     def release(self, vms: Sequence[str]) -> dict[str, list[str]]:
         """Give VMs back without a trace of us in their chains: what was done, per VM."""

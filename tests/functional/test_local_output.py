@@ -163,6 +163,22 @@ def test_vms_tells_what_can_be_protected(bed: Bed, local: Local) -> None:
     assert "shareable" in shown
 
 
+def test_vms_asks_the_engine_that_would_capture_each(bed: Bed, local: Local) -> None:
+    """A VM of Nova is for `pull`, unless the other engine is asked for by name."""
+    guest = two_disks(bed, "nova")
+    machine = guest.machine
+    instance = "<metadata><n:instance xmlns:n='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata>"
+    machine.connection.defineXML(machine.xml(inactive=True).replace("<memory ", instance + "<memory ", 1))
+    (found,) = [vm for vm in local.good("vms").json["vms"] if vm["name"] == machine.name]
+    assert (found["engine"], found["reason"]) == ("pull", None)
+    assert [disk["protectable"] for disk in found["disks"]] == [True, True]
+    assert [disk["counts_from"] for disk in found["disks"]] == [[], []]
+    config = bed.directory / "raksha.conf"
+    config.write_text("[host]\nengine = overlay\n")
+    (found,) = [vm for vm in local.good("vms", "--config", config).json["vms"] if vm["name"] == machine.name]
+    assert found["engine"] == "overlay" and "Nova" in found["reason"]
+
+
 def test_a_warning_is_told_even_when_quiet(bed: Bed, local: Local, tmp_path: Path) -> None:
     guest = two_disks(bed, start=False)
     story = Story(local, guest, tmp_path / "out")

@@ -61,9 +61,7 @@ def adopt_layers(guest: Guest, journal: Journal, request: CaptureRequest) -> lis
         if layers:
             paths = [layer.file.path for layer in layers]
             detail = {"overlays": paths, "base": layers[0].base.file.path}
-            intent = journal.begin(
-                ADOPT, run=request.backupjobrun, vm=guest.uuid, target=disk.target, detail=detail
-            )
+            intent = journal.begin(ADOPT, run=request.backupjobrun, vm=guest.uuid, target=disk.target, detail=detail)
             for layer in layers:
                 journal.add_layer(layer)
             journal.done(intent, "adopted")
@@ -98,9 +96,7 @@ def _knows(known: Sequence[str], layer: Layer) -> bool:
     return any(same_file(path, layer.path) for path in known)
 
 
-def _proof(
-    vm: str, target: str, layer: Layer, below: Layer, base: Layer, request: CaptureRequest
-) -> _Proven | None:
+def _proof(vm: str, target: str, layer: Layer, below: Layer, base: Layer, request: CaptureRequest) -> _Proven | None:
     """What the vault says of a layer, if all marks agree with it."""
     beginning = run_in_name(layer.path)
     parent = request.since.get(target)

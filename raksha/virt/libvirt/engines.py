@@ -14,8 +14,11 @@ from raksha.config import Settings
 from raksha.journal import Journal
 from raksha.virt.capture import CaptureEngine, CaptureRequest, Prepared, VmIdentity
 from raksha.virt.libvirt.connection import Connection
-from raksha.virt.libvirt.domain_xml import parse_domain
+from raksha.virt.libvirt.domain_xml import Domain, parse_domain
 from raksha.virt.libvirt.overlay import OverlayEngine
+from raksha.virt.libvirt.overlay_survey import OverlayDemands
+from raksha.virt.libvirt.pull_survey import PullDemands
+from raksha.virt.libvirt.survey import Demands
 
 if TYPE_CHECKING:
     from raksha.virt.libvirt.pull import PullEngine
@@ -50,11 +53,14 @@ class LibvirtEngines:
         """What either engine left. The overlays first: a bitmap may lie in one of them."""
         return [*self._overlay.release(vm), *self._pulling().release(vm)] or ["nothing to release"]
 
+    def choose(self, definition: Domain) -> tuple[str, Demands]:
+        """Name of the engine for a VM, and what it asks of it."""
+        pull = definition.nova if self.name == "auto" else self.name == "pull"
+        return ("pull", PullDemands()) if pull else ("overlay", OverlayDemands())
+
     def _engine(self, vm: str) -> CaptureEngine:
-        if self.name == "auto":
-            definition = parse_domain(self.connection.guest(vm).inactive_xml())
-            return self._pulling() if definition.nova else self._overlay
-        return self._pulling() if self.name == "pull" else self._overlay
+        name, _ = self.choose(parse_domain(self.connection.guest(vm).inactive_xml()))
+        return self._pulling() if name == "pull" else self._overlay
 
     def _pulling(self) -> PullEngine:
         """Made when a VM needs it: most hosts have none that does."""

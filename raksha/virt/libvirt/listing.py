@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from msgspec import Struct
 
 from raksha.errors import LibvirtFailed, RakshaError, Refused
 from raksha.journal import Journal
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
-from raksha.virt.libvirt.survey import check_disk, check_vm, is_candidate
+from raksha.virt.libvirt.survey import Demands, check_disk, check_vm, is_candidate
 
 
 class DiskEntry(Struct, frozen=True):
@@ -33,37 +35,44 @@ class VmEntry(Struct, frozen=True):
     name: str
     #: running, paused or shut off
     power: str
+    #: which would capture it; None: it went while we looked
+    engine: str | None
     #: why the VM as a whole cannot be protected now, or None
     reason: str | None
     disks: tuple[DiskEntry, ...]
 
 
-def list_vms(connection: Connection, journal: Journal) -> list[VmEntry]:
-    """All VMs by name. Raises `HypervisorUnavailable`."""
+def list_vms(
+    connection: Connection, journal: Journal, demands: Callable[[Domain], tuple[str, Demands]]
+) -> list[VmEntry]:
+    """All VMs by name. `demands`: which engine would capture a VM, and what it asks. Raises `HypervisorUnavailable`."""
     entries = []
     for guest in connection.guests():
         try:
-            entries.append(_vm(guest, journal))
+            entries.append(_vm(guest, journal, demands))
         except LibvirtFailed as error:
             # It may have gone while we looked.
-            entries.append(VmEntry(guest.uuid, guest.name, "unknown", str(error.fields["detail"]), ()))
+            entries.append(VmEntry(guest.uuid, guest.name, "unknown", None, str(error.fields["detail"]), ()))
     return entries
 
 
-def _vm(guest: Guest, journal: Journal) -> VmEntry:
+def _vm(guest: Guest, journal: Journal, choose: Callable[[Domain], tuple[str, Demands]]) -> VmEntry:
     inactive = parse_domain(guest.inactive_xml())
+    engine, demands = choose(inactive)
     try:
-        check_vm(guest, inactive)
+        check_vm(guest, inactive, demands)
         reason = None
     except Refused as error:
         reason = _why(error)
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
-    disks = tuple(_disk(guest, journal, disk, live, inactive) for disk in (live or inactive).disks)
-    return VmEntry(guest.uuid, guest.name, power, reason, disks)
+    disks = tuple(_disk(guest, journal, disk, live, inactive, engine, demands) for disk in (live or inactive).disks)
+    return VmEntry(guest.uuid, guest.name, power, engine, reason, disks)
 
 
-def _disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> DiskEntry:
+def _disk(
+    guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain, engine: str, demands: Demands
+) -> DiskEntry:
     counts: tuple[str, ...] = ()
     layers = 0
     reason: str | None = None
@@ -71,9 +80,11 @@ def _disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inact
         reason = "it has no medium" if not disk.layers else "read-only" if disk.device == "disk" else f"a {disk.device}"
     else:
         try:
-            own = check_disk(guest, journal, disk, live, inactive).lineage.own
+            own = check_disk(guest, journal, disk, live, inactive, demands).lineage.own
             layers = len(own)
-            counts = tuple(sorted(run for layer in own for run in layer.counts_from))
+            bitmaps = [each for each in journal.bitmaps(guest.uuid) if each.target == disk.target]
+            trackers = bitmaps if engine == "pull" else own
+            counts = tuple(sorted({run for each in trackers for run in each.counts_from}))
         except Refused as error:
             reason = _why(error)
     try:

@@ -32,6 +32,7 @@ from raksha.virt.libvirt.domain_xml import Domain, Layer, parse_domain
 from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
+from raksha.virt.libvirt.overlay_survey import OverlayDemands
 from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.recover import adopted, reconcile
 from raksha.virt.libvirt.release import Release
@@ -72,10 +73,10 @@ class OverlayEngine:
         try:
             warnings = reconcile(guest, self._journal, self._settings)
             try:
-                found = survey(guest, self._journal, request.exclude)
+                found = survey(guest, self._journal, OverlayDemands(), request.exclude)
             except LayerUnknown:
                 warnings += adopted(guest, self._journal, self._settings, request)
-                found = survey(guest, self._journal, request.exclude)
+                found = survey(guest, self._journal, OverlayDemands(), request.exclude)
             freezer = Freezer(guest, self.connection.uri, request.quiesce, self._settings, self._journal)
             prepared = OverlayPrepared(guest, request, found, freezer, lock, self._journal, self._settings, warnings)
         except BaseException:

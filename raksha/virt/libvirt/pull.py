@@ -34,11 +34,11 @@ from raksha.virt.libvirt.pull_capture import PullCapture, Taken
 from raksha.virt.libvirt.pull_recover import PULL
 from raksha.virt.libvirt.pull_release import release_bitmaps
 from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
-from raksha.virt.libvirt.pull_survey import below, can_hold_bitmap, survey_for_pull
+from raksha.virt.libvirt.pull_survey import PullDemands, below, can_hold_bitmap
 from raksha.virt.libvirt.pull_tracker import Decision, Found, counting, decide
 from raksha.virt.libvirt.pull_xml import BackupDisk, backup_xml, bitmap_name, checkpoint_xml
 from raksha.virt.libvirt.recover import adopted, reconcile
-from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
 
 #: QEMU counts disks in these, and rounds a raw file up
 _SECTOR = 512
@@ -79,10 +79,10 @@ class PullEngine:
             adopt_bitmaps(guest.uuid, self._journal, request)
             warnings += _settle(guest, self._journal, request)
             try:
-                found = survey_for_pull(guest, self._journal, request.exclude)
+                found = survey(guest, self._journal, PullDemands(), request.exclude)
             except LayerUnknown:
                 warnings += adopted(guest, self._journal, self._settings, request)
-                found = survey_for_pull(guest, self._journal, request.exclude)
+                found = survey(guest, self._journal, PullDemands(), request.exclude)
             freezer = Freezer(guest, self.connection.uri, request.quiesce, self._settings, self._journal)
             prepared = PullPrepared(
                 self.connection, guest, request, found, freezer, lock, self._journal, self._settings, warnings

@@ -1,6 +1,11 @@
-"""Looks at one VM and says, per disk, what can be captured and on what chain; refuses what cannot. Changes nothing."""
+"""Looks at one VM and says, per disk, what can be captured and on what chain; refuses what cannot. Changes nothing.
+
+What both engines refuse is here; what only one does, its `Demands` tell.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -9,10 +14,13 @@ from raksha.journal import Journal
 from raksha.virt.libvirt.chain import ChainBroken, follow, header, same_file
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
+from raksha.virt.libvirt.layer_header import LayerHeader
 from raksha.virt.libvirt.lineage import Lineage, tell_apart
 from raksha.virt.libvirt.overlay_file import is_our_name
 
-_FORMATS = ("raw", "qcow2")
+FORMATS = ("raw", "qcow2")
+#: types of sources that we can look at ourselves
+OURS = ("file", "block")
 
 
 class SurveyedDisk(Struct, frozen=True):
@@ -48,10 +56,26 @@ class Survey(Struct, frozen=True):
         return next(disk for disk in self.disks if disk.target == target)
 
 
-def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()) -> Survey:
+class Demands(Protocol):
+    """What one engine asks of a VM beyond what both do: each answers why not, or None."""
+
+    def vm(self, inactive: Domain) -> str | None:
+        """Of the VM as a whole."""
+
+    def disk(self, disk: Disk, *, active: bool) -> str | None:
+        """Of what the definition says of a disk."""
+
+    def running(self, disk: Disk, inactive: Disk) -> str | None:
+        """Of a disk as the running VM has it, beside its definition."""
+
+    def layer(self, layer: Layer, head: LayerHeader | None, *, own: bool) -> str | None:
+        """Of one layer and its header; `own`: it is ours."""
+
+
+def survey(guest: Guest, journal: Journal, demands: Demands, exclude: frozenset[str] = frozenset()) -> Survey:
     """Raises `Refused` errors; then nothing was changed."""
     inactive = parse_domain(guest.inactive_xml())
-    check_vm(guest, inactive)
+    check_vm(guest, inactive, demands)
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
     shown = live or inactive
@@ -61,7 +85,7 @@ def survey(guest: Guest, journal: Journal, exclude: frozenset[str] = frozenset()
     wanted = [disk for disk in shown.disks if disk.target not in exclude and is_candidate(disk)]
     if not wanted:
         raise VmWithoutDisks(vm=guest.name)
-    disks = tuple(check_disk(guest, journal, disk, live, inactive) for disk in wanted)
+    disks = tuple(check_disk(guest, journal, disk, live, inactive, demands) for disk in wanted)
     targets = {disk.target for disk in disks}
     left_out = tuple(target for target in known if target not in targets)
     return Survey(guest.uuid, guest.name, power, live, inactive, disks, left_out)
@@ -72,94 +96,88 @@ def is_candidate(disk: Disk) -> bool:
     return disk.device in ("disk", "lun") and not disk.readonly and bool(disk.layers)
 
 
-def check_vm(guest: Guest, inactive: Domain) -> None:
+def check_vm(guest: Guest, inactive: Domain, demands: Demands) -> None:
     """Raises `VmUnsupported`, `VmBusy`."""
-    if inactive.nova:
-        detail = "Nova manages it, and would start its disks below our overlay at the next hard reboot"
-        raise VmUnsupported(vm=guest.name, detail=detail)
+    if problem := demands.vm(inactive):
+        raise VmUnsupported(vm=guest.name, detail=problem)
     if not guest.is_persistent():
-        raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and our overlays, when it ends")
+        raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and what is ours, when it ends")
     if guest.has_saved_state():
-        raise VmUnsupported(
-            vm=guest.name, detail="it has a saved state (managedsave), which belongs to its disks as they are; start it"
-        )
+        detail = "it has a saved state (managedsave), which belongs to its disks as they are; start it"
+        raise VmUnsupported(vm=guest.name, detail=detail)
     if guest.is_active() and guest.domain_job():
         raise VmBusy(vm=guest.name, detail="a migration, save or backup of it is under way")
 
 
-def obstacle(disk: Disk) -> str | None:
+def obstacle(disk: Disk, demands: Demands, *, active: bool = True) -> str | None:
     """Why the definition of a disk forbids to protect it, or None."""
     checks = (
         (disk.device == "lun", "it passes a SCSI LUN through"),
-        (disk.shareable, "it is shareable: another VM may write past the overlay"),
+        (disk.shareable, "it is shareable: another VM may write to it unseen"),
         (disk.transient, "it is transient"),
-        (disk.encrypted, "it is encrypted: an overlay would hold its data in clear"),
+        (disk.encrypted, "it is encrypted: its data would be stored in clear"),
         (disk.sliced, "its data is only a part of its file, or lies in another one"),
     )
     for hit, text in checks:
         if hit:
             return text
+    if problem := demands.disk(disk, active=active):
+        return problem
     for layer in disk.layers:
-        if layer.kind not in ("file", "block"):
-            return f"{layer.path} is of type {layer.kind}; only files and block devices can be"
-        if layer.format not in _FORMATS:
+        if layer.format not in FORMATS:
             return f"{layer.path} has the format {layer.format or 'unknown'}; only raw and qcow2 can be"
     return None
 
 
-def check_disk(guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain) -> SurveyedDisk:
+def check_disk(
+    guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain, demands: Demands
+) -> SurveyedDisk:
     """Raises `Refused` errors."""
-    if problem := obstacle(disk):
+    if problem := obstacle(disk, demands, active=live is not None):
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
     try:
         if live is None:
             chain = follow(disk.layers)
         else:
             chain = disk.layers
-            _check_live(guest, disk, inactive.disk(disk.target))
-        known = journal.layers(guest.uuid)
-        lineage = tell_apart(guest.name, disk.target, chain, known, same_file)
-        _check_headers(guest, disk, chain, ours=len(lineage.own))
-        check_bottom(guest, disk.target, chain[-1])
+            _check_live(guest, disk, inactive.disk(disk.target), demands)
+        lineage = tell_apart(guest.name, disk.target, chain, journal.layers(guest.uuid), same_file)
+        for number, layer in enumerate(chain):
+            if problem := _problem_of(layer, demands, own=number < len(lineage.own)):
+                raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
+        _check_bottom(guest, disk.target, chain[-1])
     except ChainBroken as error:
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=error) from error
     return SurveyedDisk(disk, chain, lineage)
 
 
-def _check_live(guest: Guest, disk: Disk, inactive: Disk | None) -> None:
+def _check_live(guest: Guest, disk: Disk, inactive: Disk | None, demands: Demands) -> None:
     if disk.mirrored or guest.block_job(disk.target) is not None:
         raise VmBusy(vm=guest.name, detail=f"a block job of disk {disk.target} is under way")
     if inactive is None or not inactive.layers:
         detail = "it is attached to the running VM only; its definition does not have it"
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
-    if inactive.top.path != disk.top.path:
-        # libvirt moves the definition to an overlay only where both spell the source alike. Else the next cold
-        # boot starts below the overlay and loses data.
-        detail = f"the running VM has {disk.top.path}, its definition {inactive.top.path}; make them the same"
-        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+    if problem := demands.running(disk, inactive):
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
 
 
-def check_bottom(guest: Guest, target: str, layer: Layer) -> None:
+def _problem_of(layer: Layer, demands: Demands, *, own: bool) -> str | None:
+    """Raises `ChainBroken`."""
+    head = header(layer) if layer.kind in OURS and layer.format in FORMATS else None
+    if problem := demands.layer(layer, head, own=own):
+        return problem
+    if head is None:
+        return None
+    checks = (
+        (head.encrypted, "is encrypted"),
+        (head.data_file, "has its data in another file"),
+        (head.corrupt, "is marked as corrupt by QEMU"),
+    )
+    return next((f"{layer.path} {text}" for hit, text in checks if hit), None)
+
+
+def _check_bottom(guest: Guest, target: str, layer: Layer) -> None:
     """A file with a name of ours is the VM's own only if it needs nothing below it. Raises `LayerUnknown`."""
     head = header(layer) if is_our_name(layer.path) else None
     if head is not None and head.backing is not None:
         raise LayerUnknown(vm=guest.name, disk=target, path=layer.path)
-
-
-def _check_headers(guest: Guest, disk: Disk, chain: tuple[Layer, ...], ours: int) -> None:
-    for number, layer in enumerate(chain):
-        if layer.format not in _FORMATS or layer.kind not in ("file", "block"):
-            detail = f"{layer.path} ({layer.kind}, {layer.format}) lies below it"
-            raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
-        head = header(layer)
-        if head is None:
-            continue
-        checks = (
-            (head.encrypted, "is encrypted"),
-            (head.data_file, "has its data in another file"),
-            (head.corrupt, "is marked as corrupt by QEMU"),
-            (number < ours and head.snapshots > 0, "holds an internal snapshot, which a merge would lose; delete it"),
-        )
-        for hit, text in checks:
-            if hit:
-                raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=f"{layer.path} {text}")

@@ -6,6 +6,7 @@ import pytest
 from lxml import etree
 
 from raksha.virt.libvirt.domain_xml import Layer, parse_domain, parse_xml
+from raksha.virt.libvirt.overlay_survey import OverlayDemands
 from raksha.virt.libvirt.survey import is_candidate, obstacle
 
 LIVE = """<domain type='qemu' id='7'><name>web</name><uuid>6f2ac3b4-0000-4000-8000-000000000001</uuid>
@@ -29,7 +30,7 @@ def disk(inner: str, kind: str = "file", device: str = "disk") -> str:
 
 
 def reason(inner: str, **named: str) -> str | None:
-    return obstacle(parse_domain(disk(inner, **named)).disks[0])
+    return obstacle(parse_domain(disk(inner, **named)).disks[0], OverlayDemands())
 
 
 def test_live() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
 from raksha.virt.libvirt.lineage import Lineage
-from raksha.virt.libvirt.pull_survey import below, can_hold_bitmap, obstacle
+from raksha.virt.libvirt.pull_survey import PullDemands, below, can_hold_bitmap
+from raksha.virt.libvirt.survey import obstacle
 
 RBD = "<source protocol='rbd' name='pool/volume'><host name='x'/></source>"
 
@@ -37,14 +38,14 @@ def disk(inner: str = "", kind: str = "file", form: str = "raw", source: str = F
     ],
 )
 def test_refused(found: Disk, text: str) -> None:
-    assert text in (obstacle(found, active=True) or "")
+    assert text in (obstacle(found, PullDemands(), active=True) or "")
 
 
 def test_network_disks_are_read_by_qemu_alone() -> None:
     network = disk(kind="network", source=RBD)
-    assert obstacle(network, active=True) is None
-    assert "while the VM runs" in (obstacle(network, active=False) or "")
-    assert obstacle(disk(), active=False) is None
+    assert obstacle(network, PullDemands(), active=True) is None
+    assert "while the VM runs" in (obstacle(network, PullDemands(), active=False) or "")
+    assert obstacle(disk(), PullDemands(), active=False) is None
 
 
 def image(path: Path, *options: str) -> Lineage:
