@@ -556,9 +556,11 @@ class BusFailed(RakshaError):
 
 def by_code(code: str, family: type[RakshaError] = RakshaError) -> type[RakshaError] | None:
     """The class of a machine name."""
-    return next(
-        (found for kind in family.__subclasses__() if (found := kind if kind.code == code else by_code(code, kind))), None
-    )
+    for kind in family.__subclasses__():
+        found = kind if kind.code == code else by_code(code, kind)
+        if found is not None:
+            return found
+    return None
 
 
 # -- the REST API -----------------------------------------------------------------------------------
