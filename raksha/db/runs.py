@@ -89,10 +89,13 @@ def fire(
     return run if rows.inserted(session, run) else None
 
 
-def pass_over(session: Session, job: BackupJob, *, next_run_at: int | None, missed: int) -> bool:
-    """Let fire times go by without a run. False: the job was changed, or another scheduler was first."""
+def pass_over(session: Session, job: BackupJob, *, next_run_at: int | None, missed: int, **job_values: Any) -> bool:
+    """Let fire times go by without a run; `missed` of them are noted. False: the job was changed, or another scheduler
+    was first."""
     seen = BackupJob.id == job.id, BackupJob.state == JobState.ACTIVE, BackupJob.next_run_at == job.next_run_at
-    values = {"next_run_at": next_run_at, "missed_runs": BackupJob.missed_runs + missed, "last_missed_at": now()}
+    values: dict[str, Any] = {"next_run_at": next_run_at, **job_values}
+    if missed:
+        values |= {"missed_runs": BackupJob.missed_runs + missed, "last_missed_at": now()}
     return rows.changed(session, update(BackupJob).where(*seen).values(**values)) == 1
 
 

@@ -6,6 +6,7 @@ one transaction or none is, in one order, so that groups never wait for each oth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from msgspec import Struct
@@ -24,27 +25,30 @@ class Slot(Struct, frozen=True, order=True):
     name: str
     #: how many there are
     limit: int = 1
+    #: how many of them are wanted, all or none
+    count: int = 1
 
 
 def reserve(session: Session, holder_id: str, wanted: Iterable[Slot]) -> Slot | None:
-    """Take one slot of each; None: done, as is asking again for what the holder has. Otherwise the first that is full:
+    """Take the slots; None: done, as is asking again for what the holder has. Otherwise the first that is full:
     nothing was taken."""
     want = sorted(set(wanted))
-    mine: set[tuple[str, str]] = set()
+    mine: Counter[tuple[str, str]] = Counter()
     taken: dict[tuple[str, str], set[int]] = {(slot.kind, slot.name): set() for slot in want}
     statement = select(Reservation).where(tuple_(Reservation.kind, Reservation.name).in_(list(taken)))
     for row in session.scalars(statement):
         taken[row.kind, row.name].add(row.slot)
         if row.holder_id == holder_id:
-            mine.add((row.kind, row.name))
+            mine[row.kind, row.name] += 1
     new = []
     for slot in want:
-        if (slot.kind, slot.name) in mine:
-            continue
-        free = next((number for number in range(slot.limit) if number not in taken[slot.kind, slot.name]), None)
-        if free is None:
+        missing = max(0, slot.count - mine[slot.kind, slot.name])
+        free = [number for number in range(slot.limit) if number not in taken[slot.kind, slot.name]]
+        if len(free) < missing:
             return slot
-        new.append(Reservation(kind=slot.kind, name=slot.name, slot=free, holder_id=holder_id))
+        new += [
+            Reservation(kind=slot.kind, name=slot.name, slot=number, holder_id=holder_id) for number in free[:missing]
+        ]
     # somebody else took one of them between the look and the insertion: it is as if it was full
     return None if rows.inserted(session, *new) else want[0]
 

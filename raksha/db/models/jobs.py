@@ -40,17 +40,22 @@ class BackupJob(Base):
 
     #: cron or interval with anchor, zone, start, end, jitter, window; None: by hand only
     schedule: Mapped[Document | None]
-    #: when it fires next; None: never
+    #: when it fires next, or is to be looked at; None: never
     next_run_at: Mapped[Micros | None]
+    #: fire times up to here are dealt with; None: all before `next_run_at` are
+    fired_upto: Mapped[Micros | None]
     #: fire times that were let pass after a downtime
     missed_runs: Mapped[Count]
     last_missed_at: Mapped[Micros | None]
+    #: why the last one was let pass: code and message
+    last_missed_reason: Mapped[Document | None]
     #: `latest`: fire once for what was missed; `skip`
     catch_up: Mapped[str] = mapped_column(String(16), default="latest")
 
     #: every N-th run is full; None: as `full_schedule` says, or only the first
     full_every: Mapped[int | None]
     full_schedule: Mapped[Document | None]
+    #: a full run has been owed since then: its time was let pass, or it failed
     next_full_at: Mapped[Micros | None]
     #: incremental runs asked for since the last full one
     runs_since_full: Mapped[Count]
@@ -126,6 +131,8 @@ class BackupJobRun(Base):
     scheduled_at: Mapped[Micros | None]
     #: not dispatched before: the delay of a retry
     not_before: Mapped[Micros] = mapped_column(default=0)
+    #: what it waits for while it is queued: code and message; None: its turn
+    queued_reason: Mapped[Document | None]
     #: the run that failed; it is retried once, its retry may be again
     retry_of: Mapped[str | None] = refers("backupjobruns.id", "SET NULL")
     attempt: Mapped[int] = mapped_column(Integer, default=1)
