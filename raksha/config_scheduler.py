@@ -1,0 +1,91 @@
+"""`[scheduler]` of the configuration: how often it looks, how much may run at once, how long it waits for others."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from msgspec import Struct
+from oslo_config import cfg
+
+from raksha.errors import SettingsWrong
+
+STANDARD_FILE = Path("/etc/raksha/raksha.conf")
+
+
+class SchedulerSettings(Struct, frozen=True):
+    """Times are seconds."""
+
+    #: one of its own for each scheduler, the same after a restart
+    name: str = ""
+    #: URL of oslo.messaging by which others wake it; empty: it looks by itself, as often as `interval` says
+    transport_url: str = ""
+    #: between two looks at what is due and what waits
+    interval: float = 5.0
+    #: since its last heartbeat an agent counts as gone
+    agent_timeout: float = 60.0
+    #: runs of one project at once, where it has no limit of its own; -1: any number
+    max_runs_per_project: int = 10
+    #: whose VMs are those that belong to no project; empty: nobody's
+    unowned_vms_project: str = ""
+    #: a run waits for an agent of its VMs, for a vault, for VMs to select; then it has failed
+    max_wait: float = 6 * 3600.0
+    #: a run that has waited for slots for so long gets the next ones: none overtakes it any more
+    max_overtaken: float = 900.0
+    #: for all tasks of a run to be claimed, for a consistency group to gather
+    gather_timeout: float = 120.0
+    #: since the end of its lease a task of a host that is gone has failed
+    host_patience: float = 1800.0
+    #: claims of a task that any agent can do; then it has failed
+    max_claims: int = 5
+    #: retries of a failed run, where its job says nothing
+    retries: int = 2
+    #: before the first of them; doubled for each further one, at most an hour
+    retry_delay: float = 300.0
+
+
+_DEFAULTS = SchedulerSettings()
+
+OPTIONS = [
+    cfg.StrOpt("name", default="", help="A name of its own for each scheduler. Unset: the name of the host."),
+    cfg.StrOpt("transport_url", default="", secret=True,
+               help="The message bus by which others wake the scheduler: rabbit://user:password@host:5672/. "
+               "Unset: it looks by itself."),
+    cfg.FloatOpt("interval", default=_DEFAULTS.interval, min=0.1, help="Seconds between two looks."),
+    cfg.FloatOpt("agent_timeout", default=_DEFAULTS.agent_timeout, min=1,
+                 help="Seconds after its last heartbeat after which an agent counts as gone."),
+    cfg.IntOpt("max_runs_per_project", default=_DEFAULTS.max_runs_per_project, min=-1,
+               help="Runs of one project at once, where it has no limit of its own; -1: any number."),
+    cfg.StrOpt("unowned_vms_project", default="",
+               help="The project whose jobs may protect VMs that belong to no project. Unset: none."),
+    cfg.FloatOpt("max_wait", default=_DEFAULTS.max_wait, min=0,
+                 help="Seconds that a run waits for an agent of its VMs or a vault before it has failed."),
+    cfg.FloatOpt("max_overtaken", default=_DEFAULTS.max_overtaken, min=0,
+                 help="Seconds that a run waits for slots before no other is let past it."),
+    cfg.FloatOpt("gather_timeout", default=_DEFAULTS.gather_timeout, min=1,
+                 help="Seconds for the tasks of a run to be claimed, and for a consistency group to gather."),
+    cfg.FloatOpt("host_patience", default=_DEFAULTS.host_patience, min=0,
+                 help="Seconds after the end of its lease after which a task of a host that is gone has failed."),
+    cfg.IntOpt("max_claims", default=_DEFAULTS.max_claims, min=1,
+               help="How often a task that any agent can do is claimed before it has failed."),
+    cfg.IntOpt("retries", default=_DEFAULTS.retries, min=0, help="Retries of a failed run, if its job says nothing."),
+    cfg.FloatOpt("retry_delay", default=_DEFAULTS.retry_delay, min=0,
+                 help="Seconds before the first retry; doubled for each further one, up to an hour."),
+]  # fmt: skip
+
+
+def load(path: Path | None = None) -> SchedulerSettings:
+    """From a file (default: /etc/raksha/raksha.conf if it is there) and `OS_SCHEDULER__*` variables.
+
+    Raises `SettingsWrong`.
+    """
+    file = path or (STANDARD_FILE if STANDARD_FILE.exists() else None)
+    conf = cfg.ConfigOpts()
+    conf.register_opts(OPTIONS, group="scheduler")
+    try:
+        conf([], project="raksha", default_config_files=[str(file)] if file else [], default_config_dirs=[])
+        found = {option.name: conf.scheduler[option.name] for option in OPTIONS}
+    except (cfg.Error, OSError, UnicodeDecodeError) as error:
+        raise SettingsWrong(detail=str(error)) from error
+    found["name"] = found["name"] or socket.gethostname()
+    return SchedulerSettings(**found)
