@@ -265,8 +265,8 @@ class World:
 
 def leftover_sockets(pids: set[int]) -> list[Path]:
     """Directories of servers of these commands, which have all ended."""
-    found = [*Path("/run").glob("raksha-[0-9]*-*"), *Path("/tmp").glob("raksha-[0-9]*-*")]
-    return [path for path in found if int(path.name.split("-")[1]) in pids]
+    found = [*Path("/run").glob("raksha-nbd-*"), *Path("/tmp").glob("raksha-nbd-*")]
+    return [path for path in found if int(path.name.split("-")[2]) in pids]
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -230,3 +232,29 @@ def test_failing_runs_do_not_grow_the_chain_for_ever(bed: Bed) -> None:
         run = kit.run(guest, first)
         assert kit.disk(run).mode is ReadMode.DELTA and kit.warnings == []
         assert len(guest.sources()["vda"]) == 2
+
+
+def test_only_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
+    """Whoever serves is alive, whether its process can be seen from here or not."""
+    server = serve(raw(tmp_path / "own", MIB))
+    killed = """
+import os, signal, sys
+from raksha.virt.libvirt import nbd
+from raksha.virt.libvirt.domain_xml import Layer
+server = nbd.Server("vm", "vda", [Layer(sys.argv[1], "file", "raw")], share=False, connections=2)
+print(server.socket.parent, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", killed, tmp_path / "own"], capture_output=True, text=True)
+    left = Path(done.stdout.strip())
+    try:
+        assert left.is_dir(), done
+        code = "from raksha.virt.libvirt.nbd import sweep; sweep()"
+        # in a pid namespace of its own, where nobody of us is to be seen
+        elsewhere = ["unshare", "--pid", "--fork", "--mount-proc"] if os.geteuid() == 0 else []
+        subprocess.run([*elsewhere, sys.executable, "-c", code], check=True)
+        assert not left.exists()
+        assert contents(server, None, bytes(MIB)) == bytes(MIB)
+    finally:
+        server.close()
+    assert not server.socket.parent.exists()

@@ -6,6 +6,7 @@ names. It is read-only, listens on a socket in a directory of its own (0700), an
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -35,6 +36,9 @@ _START = 30.0
 #: qemu-nbd takes and frees a buffer for each read. By default, glibc gives such memory back to the kernel each time,
 #: and clearing new pages costs the server more than twice as much as the reading itself.
 _TUNABLES = f"glibc.malloc.mmap_threshold={2 * _READ_STEP}:glibc.malloc.trim_threshold={8 * _READ_STEP}"
+
+#: of directories that hold a socket
+_PREFIX = "raksha-nbd-"
 
 # A child's "die with your parent" follows the thread that started it, so that thread must never end before us.
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="raksha-spawn")
@@ -107,7 +111,7 @@ class Server:
         self.changes: str | None = DIRTY + bitmap if bitmap else _DEPTH
         self.explain = explain
         self.target = target
-        self._directory = Path(tempfile.mkdtemp(prefix=f"raksha-{os.getpid()}-", dir=_run_dir()))
+        self._directory, self._held = _own_directory()
         self.socket = self._directory / "nbd"
         self._errors = self._directory / "errors"
         command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
@@ -167,6 +171,9 @@ class Server:
                 self._process.kill()
             self._process.wait()
             shutil.rmtree(self._directory, ignore_errors=True)
+            if self._held >= 0:
+                os.close(self._held)
+                self._held = -1
 
 
 def _run_dir() -> str:
@@ -175,11 +182,36 @@ def _run_dir() -> str:
     return wanted if wanted and len(wanted) < 60 and os.access(wanted, os.W_OK) else "/tmp"  # noqa: S108
 
 
+def _own_directory() -> tuple[Path, int]:
+    """A new directory for a socket, and a descriptor that holds its lock: whoever gets the lock knows that we are dead.
+
+    Not by the process id: another container may share the directory and not see our processes.
+    """
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=_run_dir()))
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists():
+                return path, held
+        # a sweep came between
+        os.close(held)
+
+
 def sweep() -> None:
     """Remove the socket directories of processes that were killed."""
-    for directory in Path(_run_dir()).glob("raksha-[0-9]*-*"):
-        if not Path("/proc", directory.name.split("-")[1]).exists():
+    for directory in Path(_run_dir()).glob(f"{_PREFIX}*"):
+        try:
+            held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:  # gone, another user's, or none of ours
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
+        except BlockingIOError:
+            pass
+        finally:
+            os.close(held)
 
 
 class Reader:
