@@ -78,6 +78,7 @@ setup(
             "raksha = raksha.cmd.main:main",
             "raksha-api = raksha.cmd.api:main",
             "raksha-manage = raksha.cmd.manage:main",
+            "raksha-scheduler = raksha.cmd.scheduler:main",
         ]
     },
 )

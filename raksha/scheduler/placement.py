@@ -67,8 +67,8 @@ def selected(selector: Mapping[str, Any], tags: Sequence[str], metadata: Mapping
 def place(
     session: Session, project_id: str, member: jobs.Member, alive: Mapping[str, Service], unowned: bool
 ) -> Placed | Wait:
-    """Who has a VM. It is where it was last seen running, else where it was last seen: no other host will do, as what it
-    has there may be old."""
+    """Who has a VM: the host where it was last seen running, else where it was last seen. No other will do: what that
+    has of it may be old."""
     theirs = [
         (service, vm)
         for service, vm in services.agents_of(session, member.vm_id)

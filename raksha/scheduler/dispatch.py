@@ -1,0 +1,297 @@
+"""Starts queued runs.
+
+    the queue: the first of each project, then the second of each, ...      raksha.db.runs.queued
+    for each, in one transaction:
+        its VMs, each with the agent that has it, and its vault             else: a reason, and later again
+        all slots of VMs, hosts, project and vault                          else: a reason, nothing is reserved
+        the run READY, a claimable task for each VM, its group open
+
+A host has a slot for each task that its agent may hold, so a group that was started can be claimed as a whole.
+A run that was overtaken for too long keeps the slots it waits for from those behind it.
+
+Promises: a run has all of its slots and tasks or none of them, whoever dies; two that want the same never wait for each
+other. Does not promise exact fairness between schedulers that look at the same moment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from msgspec import Struct
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from raksha.config_scheduler import SchedulerSettings
+from raksha.db import groups, jobs, rows, runs, services, slots, tasks, usage, vaults
+from raksha.db.columns import SECOND, now
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Reservation, Service, Task, Vault, VaultService
+from raksha.db.session import Database
+from raksha.db.slots import Slot
+from raksha.db.transition import transition
+from raksha.errors import StateConflict
+from raksha.scheduler import advance
+from raksha.scheduler.placement import Placed, Wait, members, place, willing
+from raksha.states import JobState, RunState, RunVmState, ServiceKind, TaskKind, TaskState
+
+_log = logging.getLogger(__name__)
+
+#: runs looked at in one round
+LOOKED_AT = 1000
+#: tasks that any agent can do of which agents are told in one round
+_TOLD = 100
+
+
+class Dispatched(Struct, frozen=True):
+    """What one round did."""
+
+    started: int
+    #: runs that stay in the queue, as far as they were looked at
+    waiting: int
+    #: whose agents have something to claim
+    hosts: frozenset[str]
+
+
+class _Plan(Struct, frozen=True):
+    """What a run needs."""
+
+    placed: Sequence[Placed]
+    #: VMs that are left out
+    skipped: Sequence[Wait]
+    service: VaultService
+    wanted: Sequence[Slot]
+
+
+class _Round:
+    """What was seen in one round, so that it is not looked up again for each run."""
+
+    def __init__(self, settings: SchedulerSettings, now: int, alive: Mapping[str, Service]) -> None:
+        self.settings = settings
+        self.now = now
+        #: agents by id
+        self.alive = alive
+        #: projects that have all runs they may
+        self.full: set[str] = set()
+        #: slots, by kind and name, that are kept for runs which were overtaken too long
+        self.kept: set[tuple[str, str]] = set()
+
+    def waited(self, run: BackupJobRun) -> float:
+        """Seconds."""
+        return (self.now - run.created_at) / SECOND
+
+
+def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
+    """One round over the queue."""
+    with database.reading() as session:
+        found = runs.queued(session, LOOKED_AT)
+        agents = services.alive(session, ServiceKind.AGENT, settings.agent_timeout)
+        round_ = _Round(settings, rows.clock(session), {agent.id: agent for agent in agents})
+        hosts = _told(session, agents)
+    started = waiting = 0
+    # those that were overtaken too long go first; otherwise the order stays
+    for run in sorted(found, key=lambda run: round_.waited(run) < settings.max_overtaken):
+        if run.project_id in round_.full:
+            waiting += 1
+            continue
+        try:
+            outcome = database.run(partial(_start, round_=round_, run_id=run.id))
+        except StateConflict:  # cancelled, or another scheduler has it
+            continue
+        if isinstance(outcome, Wait):
+            waiting += 1
+            if outcome.slot is not None and outcome.slot[0] == "project":
+                round_.full.add(run.project_id)
+        else:
+            started += bool(outcome)
+            hosts |= outcome
+    return Dispatched(started, waiting, frozenset(hosts))
+
+
+def _start(session: Session, round_: _Round, run_id: str) -> Wait | set[str]:
+    """One run, whole or not at all. The hosts on which it starts; none: it has failed."""
+    run = runs.get(session, None, run_id)
+    job = jobs.get(session, None, run.backupjob_id)
+    plan = _plan(session, round_, run, job)
+    if isinstance(plan, Wait):
+        if plan.slot is None and round_.waited(run) > round_.settings.max_wait:
+            advance.fail(session, run, job, plan.document(), round_.settings)
+            return set()
+        _stay(session, round_, run, plan)
+        return plan
+    _begin(session, round_, run, job, plan)
+    return {placed.host for placed in plan.placed}
+
+
+# -- what a run needs -------------------------------------------------------------------------------
+
+
+def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -> _Plan | Wait:
+    """What the run needs, all its slots reserved; or why not, with nothing reserved."""
+    if job.state in (JobState.SUSPENDED, JobState.DELETING):
+        return Wait("job_not_active", f"its job is {job.state}")
+    service = _vault_service(session, job)
+    if service is None:
+        return Wait("no_vault", "there is no vault that its project may use")
+    placed, missing = _place_all(session, round_, job)
+    if missing and (not placed or job.on_vm_failure != "degrade" or round_.waited(run) <= round_.settings.max_wait):
+        return missing[0]
+    wanted = _slots(session, round_, job, service, placed)
+    blocked = _too_large(job, placed) or _vm_in_use(session, run, placed) or _kept(round_, wanted)
+    if blocked is not None:
+        return blocked
+    full = slots.reserve(session, run.id, wanted)
+    if full is None:
+        return _Plan(placed, missing, service, wanted)
+    if round_.waited(run) > round_.settings.max_overtaken:
+        round_.kept |= {(slot.kind, slot.name) for slot in wanted}
+    return Wait(f"{full.kind}_busy", f"all slots of {full.kind} {full.name} are in use", slot=(full.kind, full.name))
+
+
+def _vault_service(session: Session, job: BackupJob) -> VaultService | None:
+    allowed = vaults.services(session, job.project_id)
+    return next((found for found in allowed if job.vault_service_id in (None, found.id)), None)
+
+
+def _place_all(session: Session, round_: _Round, job: BackupJob) -> tuple[list[Placed], list[Wait]]:
+    unowned = job.project_id == round_.settings.unowned_vms_project
+    placed: list[Placed] = []
+    missing: list[Wait] = []
+    for member in members(session, job, unowned):
+        found = place(session, job.project_id, member, round_.alive, unowned)
+        (missing if isinstance(found, Wait) else placed).append(found)  # type: ignore[arg-type]
+    if not placed and not missing:
+        missing.append(Wait("no_vms", "its job means no VM at present"))
+    return placed, missing
+
+
+def _slots(
+    session: Session, round_: _Round, job: BackupJob, service: VaultService, placed: Sequence[Placed]
+) -> list[Slot]:
+    wanted = [Slot("vm", each.member.vm_id) for each in placed]
+    for host, there in _by_host(placed).items():
+        wanted.append(Slot("host", host, there[0].capacity, min(len(there), there[0].capacity)))
+    limit = usage.limits(session, job.project_id).get("concurrent_runs", round_.settings.max_runs_per_project)
+    if limit >= 0:
+        wanted.append(Slot("project", job.project_id, limit))
+    if service.max_runs is not None:
+        wanted.append(Slot("vault", service.id, service.max_runs))
+    return wanted
+
+
+def _by_host(placed: Iterable[Placed]) -> dict[str, list[Placed]]:
+    found: dict[str, list[Placed]] = {}
+    for each in placed:
+        found.setdefault(each.host, []).append(each)
+    return found
+
+
+def _too_large(job: BackupJob, placed: Sequence[Placed]) -> Wait | None:
+    """A group freezes together, so its members on a host are claimed together."""
+    for host, there in _by_host(placed).items():
+        if job.consistency_group and len(there) > there[0].capacity:
+            least = f"{len(there)} VMs of the group are on host {host}, whose agent takes {there[0].capacity} at once"
+            return Wait("group_too_large", least)
+    return None
+
+
+def _vm_in_use(session: Session, run: BackupJobRun, placed: Sequence[Placed]) -> Wait | None:
+    """One run per VM over all jobs: the commonest reason to wait, and one that says who."""
+    ids = [each.member.vm_id for each in placed]
+    mine = Reservation.kind == "vm", Reservation.name.in_(ids), Reservation.holder_id != run.id
+    held = session.scalars(select(Reservation).where(*mine).order_by(Reservation.name)).first()
+    if held is None:
+        return None
+    return Wait("vm_busy", f"VM {held.name} is in use by {held.holder_id}", slot=("vm", held.name))
+
+
+def _kept(round_: _Round, wanted: Iterable[Slot]) -> Wait | None:
+    for slot in wanted:
+        if (slot.kind, slot.name) in round_.kept:
+            kept = f"slots of {slot.kind} {slot.name} are kept for a run that has waited longer"
+            return Wait("overtaken", kept, slot=(slot.kind, slot.name))
+    return None
+
+
+# -- what becomes of it -----------------------------------------------------------------------------
+
+
+def _stay(session: Session, round_: _Round, run: BackupJobRun, wait: Wait) -> None:
+    """It says why. What is not there will not be there at once: others come first."""
+    values: dict[str, object] = {}
+    if run.queued_reason != wait.document():
+        values["queued_reason"] = wait.document()
+    if wait.slot is None:
+        values["not_before"] = now() + round(3 * round_.settings.interval * SECOND)
+    if values:
+        still = BackupJobRun.id == run.id, BackupJobRun.state == RunState.QUEUED
+        rows.changed(session, update(BackupJobRun).where(*still).values(**values))
+
+
+def _begin(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob, plan: _Plan) -> None:
+    vault = vaults.of_project(session, plan.service, run.project_id, vault_url(plan.service, run.project_id))
+    transition(
+        session, BackupJobRun, run.id, RunState.READY, start={RunState.QUEUED}, queued_reason=None, vault_id=vault.id
+    )
+    by_vm = {}
+    for each in plan.placed:
+        session.add(_vm_of_run(run, each))
+        by_vm[each.member.vm_id] = _task(session, run, job, vault, each).id
+    for wait in plan.skipped:
+        vm = BackupJobRunVm(backupjobrun_id=run.id, vm_id=wait.vm_id)
+        session.add(vm)
+        session.flush()
+        transition(session, BackupJobRunVm, vm.id, RunVmState.SKIPPED, error=wait.document())
+    if job.consistency_group and len(by_vm) > 1:
+        groups.open_group(session, run.id, by_vm, round_.settings.gather_timeout)
+    tasks.release(session, run_id=run.id)
+
+
+def _vm_of_run(run: BackupJobRun, each: Placed) -> BackupJobRunVm:
+    return BackupJobRunVm(
+        backupjobrun_id=run.id,
+        vm_id=each.member.vm_id,
+        name=each.name,
+        host=each.host,
+        excluded_disks=list(each.member.excluded_disks),
+    )
+
+
+def _task(session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, each: Placed) -> Task:
+    order = {
+        "kind": run.kind.value,
+        "quiesce": job.quiesce.value,
+        "engine": job.engine,
+        "excluded_disks": list(each.member.excluded_disks),
+        "max_parallel_disks": job.max_parallel_disks,
+        "bandwidth_limit": job.bandwidth_limit,
+        "hints": job.hints or {},
+    }
+    return tasks.add(
+        session,
+        kind=TaskKind.BACKUP,
+        project_id=run.project_id,
+        backupjobrun_id=run.id,
+        vault_id=vault.id,
+        vm_id=each.member.vm_id,
+        host=each.host,
+        order=order,
+    )
+
+
+def vault_url(service: VaultService, project_id: str) -> str:
+    """Of a project's vault: a folder of its own; in Swift it has an account of its own."""
+    return service.url if service.kind == "swift" else f"{service.url.rstrip('/')}/{project_id}"
+
+
+def _told(session: Session, agents: Sequence[Service]) -> set[str]:
+    """Hosts whose agents are to hear of tasks that any could do: for each task the least busy one."""
+    told: dict[str, int] = {}
+    waiting = Task.state == TaskState.READY, Task.host.is_(None), Task.not_before <= now()
+    statement = select(Task).where(*waiting).order_by(Task.priority.desc(), Task.created_at).limit(_TOLD)
+    for task in session.scalars(statement):
+        able = [a for a in willing(agents, task.placement) if a.load + told.get(a.host, 0) < a.capacity]
+        if able:
+            best = min(able, key=lambda a: ((a.load + told.get(a.host, 0)) / a.capacity, a.id))
+            told[best.host] = told.get(best.host, 0) + 1
+    return set(told)

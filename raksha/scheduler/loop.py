@@ -1,0 +1,126 @@
+"""The life of a scheduler process: a row of its own, and its steps again and again until it is told to stop.
+
+A step that fails (the database is away, say) is logged, and comes again with the next round: no failure ends the loop.
+Rounds begin with a random part of the interval, so that schedulers started together do not look together for ever.
+Somebody's hint (`raksha.wake`) begins a round at once. A drained or disabled scheduler gives heartbeats, nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+import raksha
+from raksha.config_scheduler import SchedulerSettings
+from raksha.db import services
+from raksha.db.session import Database
+from raksha.errors import RakshaError, RowNotFound, StillNeeded
+from raksha.rpc import Bus
+from raksha.scheduler.advance import advance
+from raksha.scheduler.dispatch import dispatch
+from raksha.scheduler.reap import reap
+from raksha.scheduler.tick import tick
+from raksha.states import ServiceKind, ServiceState
+from raksha.wake import AGENTS, SCHEDULERS, WAKE, Wake
+
+_log = logging.getLogger(__name__)
+
+#: seconds between two hints that begin a round: a thousand of them are no thousand rounds
+_BREATH = 0.2
+
+
+class Loop:
+    """One scheduler. `run` returns when `stop` was called, after the step that is under way."""
+
+    def __init__(self, database: Database, settings: SchedulerSettings, bus: Bus | None = None) -> None:
+        self._database = database
+        self._settings = settings
+        self._bus = bus
+        self._instance = str(uuid.uuid4())
+        self._id: str | None = None
+        self._stopped = False
+        self._woken = threading.Event()
+        #: in this order: what one does, the next can go on with
+        self._steps: tuple[tuple[str, Callable[[], object]], ...] = (
+            ("reap", lambda: reap(database, settings)),
+            ("advance", lambda: advance(database, settings)),
+            ("tick", lambda: tick(database)),
+            ("dispatch", self._dispatch),
+        )
+
+    def stop(self) -> None:
+        """From any thread; not from a signal handler, which may have interrupted whoever holds the lock."""
+        self._stopped = True
+        self._woken.set()
+
+    def wake(self, _hint: Wake | None = None) -> None:
+        """Begin the next round now."""
+        self._woken.set()
+
+    def run(self) -> None:
+        with self._heard():
+            while not self._stopped:
+                begun = time.monotonic()
+                self._woken.clear()
+                self.round()
+                if not self._stopped:
+                    time.sleep(_BREATH)
+                left = self._settings.interval * random.uniform(0.75, 1.25) - (time.monotonic() - begun)  # noqa: S311
+                if left > 0 and not self._stopped:
+                    self._woken.wait(left)
+
+    def round(self) -> None:
+        """Every step once, each for itself."""
+        if not self._guarded("heartbeat", self._heartbeat):
+            return
+        for name, step in self._steps:
+            if self._stopped:
+                return
+            self._guarded(name, step)
+
+    def _guarded(self, name: str, step: Callable[[], object]) -> object:
+        try:
+            done = step()
+        except RakshaError as error:
+            _log.error("%s: %s", name, error, extra={"action": name})
+            return None
+        except Exception:  # what nobody thought of must not end the loop for all others
+            _log.exception("%s failed", name, extra={"action": name})
+            return None
+        _log.debug("%s: %s", name, done, extra={"action": name})
+        return done
+
+    def _heartbeat(self) -> bool:
+        """Whether it is to work. Raises `DatabaseUnavailable`, `DatabaseBusy`, `CommitUnknown`."""
+        try:
+            row = self._database.run(lambda s: services.heartbeat(s, self._id or "", self._instance))
+        except RowNotFound:
+            name = self._settings.name
+            facts = {"instance": self._instance, "host": name, "version": raksha.__version__}
+            row = self._database.run(lambda s: services.register(s, ServiceKind.SCHEDULER, name, **facts))
+            self._id = row.id
+        except StillNeeded:
+            # harmless, as any number may work; but it is not what anybody wants
+            _log.warning("another scheduler has the name %s, too: give each its own", self._settings.name)
+            return True
+        return row.state == ServiceState.ENABLED
+
+    def _dispatch(self) -> object:
+        done = dispatch(self._database, self._settings)
+        self._tell(done.hosts)
+        return done
+
+    def _tell(self, hosts: Iterable[str]) -> None:
+        for host in sorted(hosts):
+            if self._bus is None or not self._bus.to(AGENTS, host).cast(WAKE, Wake()):
+                return
+
+    def _heard(self) -> AbstractContextManager[None]:
+        if self._bus is None:
+            return nullcontext()
+        return self._bus.serve(SCHEDULERS, self._settings.name, {WAKE: self.wake})
