@@ -145,7 +145,7 @@ def _busy(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
     """Jobs with a run that has not ended, and which."""
     mine = BackupJobRun.backupjob_id.in_(job_ids), BackupJobRun.state.in_(runs.UNDER_WAY)
     found = session.execute(select(BackupJobRun.backupjob_id, BackupJobRun.id).where(*mine))
-    return dict(found.tuples().all())
+    return {job: run for job, run in found}  # noqa: C416 rows, not pairs
 
 
 def _based(session: Session, job_ids: Sequence[str]) -> set[str]:
