@@ -71,14 +71,20 @@ class _Round:
         self.now = now
         #: agents by id
         self.alive = alive
-        #: projects that have all runs they may
-        self.full: set[str] = set()
+        #: slots, by kind and name, of which none is left
+        self.full: set[tuple[str, str]] = set()
         #: slots, by kind and name, that are kept for runs which were overtaken too long
         self.kept: set[tuple[str, str]] = set()
 
     def waited(self, run: BackupJobRun) -> float:
         """Seconds."""
         return (self.now - run.created_at) / SECOND
+
+    def in_vain(self, run: BackupJobRun) -> bool:
+        """What it waited for when it was looked at last has nothing left for anybody: a thousand that wait for one host
+        cost one look a round."""
+        said = (run.queued_reason or {}).get("slot")
+        return ("project", run.project_id) in self.full or (said is not None and tuple(said) in self.full)
 
 
 def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
@@ -91,7 +97,7 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
     started = waiting = 0
     # those that were overtaken too long go first; otherwise the order stays
     for run in sorted(found, key=lambda run: round_.waited(run) < settings.max_overtaken):
-        if run.project_id in round_.full:
+        if round_.in_vain(run):
             waiting += 1
             continue
         try:
@@ -100,8 +106,8 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
             continue
         if isinstance(outcome, Wait):
             waiting += 1
-            if outcome.slot is not None and outcome.slot[0] == "project":
-                round_.full.add(run.project_id)
+            if outcome.slot is not None and outcome.none_left:
+                round_.full.add(outcome.slot)
         else:
             started += bool(outcome)
             hosts |= outcome
@@ -145,7 +151,9 @@ def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -
         return _Plan(placed, missing, service, wanted)
     if round_.waited(run) > round_.settings.max_overtaken:
         round_.kept |= {(slot.kind, slot.name) for slot in wanted}
-    return Wait(f"{full.kind}_busy", f"all slots of {full.kind} {full.name} are in use", slot=(full.kind, full.name))
+    slot = (full.kind, full.name)
+    said = f"slots of {full.kind} {full.name} are in use: {full.count} wanted, {full.limit} in all"
+    return Wait(f"{full.kind}_busy", said, slot=slot, none_left=full.count == 1)
 
 
 def _vault_service(session: Session, job: BackupJob) -> VaultService | None:
@@ -202,7 +210,7 @@ def _vm_in_use(session: Session, run: BackupJobRun, placed: Sequence[Placed]) ->
     held = session.scalars(select(Reservation).where(*mine).order_by(Reservation.name)).first()
     if held is None:
         return None
-    return Wait("vm_busy", f"VM {held.name} is in use by {held.holder_id}", slot=("vm", held.name))
+    return Wait("vm_busy", f"VM {held.name} is in use by {held.holder_id}", slot=("vm", held.name), none_left=True)
 
 
 def _kept(round_: _Round, wanted: Iterable[Slot]) -> Wait | None:

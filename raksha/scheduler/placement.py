@@ -23,9 +23,12 @@ class Wait(Struct, frozen=True):
     slot: tuple[str, str] | None = None
     #: of which VM; None: of the run
     vm_id: str | None = None
+    #: nobody gets that slot now, not even one of it
+    none_left: bool = False
 
-    def document(self) -> dict[str, str]:
-        return {"code": self.code, "message": self.message}
+    def document(self) -> dict[str, object]:
+        slot = {} if self.slot is None else {"slot": list(self.slot)}
+        return {"code": self.code, "message": self.message, **slot}
 
 
 class Placed(Struct, frozen=True):

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 from sqlalchemy.orm import Session
 
-from raksha.db import groups, services, usage, vaults
+from raksha.db import groups, services, slots, usage, vaults
 from raksha.db.jobs import Member
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Service
 from raksha.db.session import Database
@@ -59,8 +59,8 @@ def test_a_run_gets_its_slots_its_tasks_and_its_group(sqlite: Database, vault: s
     assert found[0].order["kind"] == "full"
     assert found[0].order["bandwidth_limit"] == 1000
     assert {task.vault_id for task in found} == {vault}
-    slots = [("host", "host-a"), ("host", "host-b"), ("project", PROJECT), ("vm", "db"), ("vm", "web")]
-    assert held(sqlite) == {slot: [run.id] for slot in slots}
+    wanted = [("host", "host-a"), ("host", "host-b"), ("project", PROJECT), ("vm", "db"), ("vm", "web")]
+    assert held(sqlite) == {slot: [run.id] for slot in wanted}
     with sqlite.reading() as session:
         group = groups.of_run(session, run.id)
         assert group is not None
@@ -292,3 +292,20 @@ def test_work_for_any_agent_is_told_to_the_least_busy_that_may(sqlite: Database,
         assert [agent.host for agent in willing(agents, None)] == ["far", "idle", "busy"]
         assert [agent.host for agent in willing(agents, {"zones": ["z2"]})] == ["far"]
         assert willing(agents, {"hosts": ["nowhere"]}) == []
+
+
+def test_many_that_wait_for_one_host_do_not_hide_others_nor_each_other(sqlite: Database, vault: str) -> None:
+    agent = sqlite.run(lambda s: agent_with(s, "host-a", [f"vm-{n}" for n in range(5)], capacity=1))
+    waiting = [queue(sqlite, f"job {n}", f"vm-{n}") for n in range(5)]
+    assert go(sqlite).started == 1
+    assert [why(sqlite, run) for run in waiting[1:]] == ["host_busy"] * 4
+    sqlite.run(lambda s: agent_with(s, "host-b", ["other"]))
+    late = queue(sqlite, "late", "other")
+    assert go(sqlite).started == 1
+    assert state(sqlite, late) == RunState.READY
+    # one that ends makes room for exactly one
+    sqlite.run(lambda s: slots.release(s, waiting[0].id))
+    done = go(sqlite)
+    assert (done.started, done.waiting) == (1, 3)
+    assert state(sqlite, waiting[1]) == RunState.READY
+    assert len(claim(sqlite, agent)) == 2
