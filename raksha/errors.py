@@ -372,6 +372,18 @@ class QemuOrphaned(NeedsAttention):
     )
 
 
+class MergeTorn(NeedsAttention):
+    code = "merge_torn"
+    message = (
+        "QEMU of VM {vm} died while it merged {layer} of disk {disk}, and the VM was started although {base} lacks "
+        "part of what that layer holds."
+    )
+    hint = (
+        "Shut the VM off, then run raksha local recover: it puts the layer back into the chain. Check the file systems "
+        "of the guest afterwards. Nothing was deleted."
+    )
+
+
 class StaleMirror(NeedsAttention):
     code = "stale_mirror"
     message = "Disk {disk} of VM {vm} has the remains of a block job that is no more; libvirt may not know its file."

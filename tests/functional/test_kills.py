@@ -18,7 +18,7 @@ import pytest
 
 from tests.bed import Bed, SessionHost, check_records
 from tests.functional.crash_kit import KILLED, OVERLAY, World, alive, wanted_sample, world_on
-from tests.functional.local_kit import Answer
+from tests.functional.local_kit import ATTENTION, Answer
 from tests.functional.overlay_kit import MIB
 
 pytestmark = [pytest.mark.bed, pytest.mark.timeout(3600)]
@@ -287,3 +287,53 @@ def test_a_guest_that_writes_is_killed_in_the_middle(session_host: SessionHost, 
             check_records([(Path(disk["target"]), "raw") for disk in made["disks"]], acknowledged)
         assert world.local.good("verify", "--data").json["findings"] == []
         world.local.good("release", vm.uuid)
+
+
+def tear_the_merge(world: World, events: Events, owns: dict[str, bytes]) -> None:
+    """QEMU dies when it has ended the merge of vda, and nothing of that has come to the file below: it had been in its
+    memory, as happens for a moment (docs/safety.md)."""
+    deadline = time.monotonic() + 30
+    while world.merging("vda"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    events.kill_qemu()
+    own = next(path for path in owns if path.endswith("vm-a.qcow2"))
+    assert Path(own).read_bytes() != owns[own], "nothing was merged"
+    with Path(own).open("r+b") as file:
+        file.truncate(len(owns[own]))
+        file.write(owns[own])
+
+
+def own_files(world: World) -> dict[str, bytes]:
+    return {paths[1]: Path(paths[1]).read_bytes() for paths in world.guest.sources().values()}
+
+
+def test_a_merge_that_never_came_to_disk(session_host: SessionHost, world: World) -> None:
+    """The run itself puts the layer back, so that the owner's next start has everything."""
+    events, owns = Events(world, session_host), own_files(world)
+    command = ("backup", world.guest.uuid, *world.options)
+    answer = stopped_at(world, "libvirt.blockCommit.done", lambda: tear_the_merge(world, events, owns), None, *command)
+    assert answer.code == 0, "the restore point was durable before"
+    assert any("part of the chain again" in warning for warning in answer.warnings), answer.warnings
+    settles(world, events, answer)
+
+
+def test_a_torn_merge_below_a_vm_that_was_started(session_host: SessionHost, world: World) -> None:
+    """Nobody of us was there: the VM runs without what the layer holds. Nothing is made worse, and a stop mends it."""
+    events, owns = Events(world, session_host), own_files(world)
+    world.begun = world.guest.frozen_model()
+    crash = {"RAKSHA_CRASH_AT": "libvirt.blockCommit.done"}
+    answer = world.local.during(lambda _: None, crash, "backup", world.guest.uuid, *world.options, "--json")
+    assert answer.code == KILLED
+    tear_the_merge(world, events, owns)
+    world.guest.start()
+    refused = world.local("backup", world.guest.uuid, *world.options)
+    assert (refused.code, refused.error) == (ATTENTION, "merge_torn")
+    world.guest.off()
+    (told,) = world.local.good("recover", world.guest.uuid, "--dry-run").json["vms"]
+    assert any("put the overlay back" in action for action in told["actions"])
+    world.local.good("recover", world.guest.uuid)
+    world.assert_disks_hold()
+    world.guest.start()
+    world.adopt_new_points()
+    assert_right_and_clean(world, world.backup())

@@ -23,6 +23,7 @@ from raksha.virt.libvirt.lineage import Decision, Lineage, decide
 from raksha.virt.libvirt.locks import is_written
 from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.overlay_file import is_the_one
+from raksha.virt.libvirt.recover import after_death
 from raksha.virt.libvirt.space import SpaceWatch
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk
 from raksha.virt.libvirt.trace import note_base, of_layer
@@ -240,11 +241,15 @@ class OverlayCapture:
             if self._offline is None and self._left_host():
                 self._warnings.append(f"{self._guest.name} has left this host; where it is now, the next run goes on")
                 return self._warnings
+            failed = False
             for disk in self._survey.disks:
                 try:
                     self._warnings += self._advance(disk)
                 except (RakshaError, OSError) as error:
+                    failed = True
                     self._warnings.append(str(error))
+            if failed:
+                self._warnings += after_death(self._guest, self._journal, self._settings)
         except LibvirtFailed as error:
             self._warnings.append(str(error))
         finally:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import pairwise
 
 from msgspec import Struct
 
-from raksha.errors import DefinitionsDisagree, NeedsAttention, QemuOrphaned, StaleMirror
+from raksha.errors import DefinitionsDisagree, MergeTorn, NeedsAttention, QemuOrphaned, StaleMirror
 from raksha.journal import Intent, LayerState
 from raksha.virt.libvirt.observe import Seen, SeenDisk, SeenFile, SeenOverlay
 
@@ -30,6 +31,7 @@ class Do(StrEnum):
     RELIEVE = "the file system of the overlay is full: merge it into the VM's own file"
     RESUME = "let the guest go on"
     REDEFINE = "make the definition name the chain that holds the VM's data"
+    PUT_BACK = "put the overlay back into the chain: QEMU died before all of it was merged"
     ADOPT = "note that the overlay is part of the chain"
     FORGET = "forget the overlay, whose file is gone"
     DISCARD = "put the overlay away: nothing needs it"
@@ -38,7 +40,7 @@ class Do(StrEnum):
     CLOSE = "note that what was begun has ended"
 
 
-URGENT = frozenset({Do.THAW, Do.AWAIT_JOB, Do.END_PIVOT, Do.TAKE_BACK, Do.RELIEVE, Do.RESUME, Do.REDEFINE})
+URGENT = frozenset({Do.THAW, Do.AWAIT_JOB, Do.END_PIVOT, Do.TAKE_BACK, Do.RELIEVE, Do.RESUME, Do.REDEFINE, Do.PUT_BACK})
 
 
 class Action(Struct, frozen=True):
@@ -66,7 +68,7 @@ class Plan(Struct, frozen=True):
 _JOBS = ("commit", "pivot")
 
 #: operations of the engine `overlay`; whoever begins others ends them
-_OPERATIONS = frozenset({*_JOBS, "freeze", "snapshot", "offline commit", "redefine", "adopt"})
+_OPERATIONS = frozenset({*_JOBS, "freeze", "snapshot", "offline commit", "redefine", "adopt", "put back"})
 
 
 def decide(seen: Seen, intents: Sequence[Intent]) -> Plan:
@@ -86,6 +88,8 @@ def decide(seen: Seen, intents: Sequence[Intent]) -> Plan:
             (*thaw, *(action for plan in plans for action in plan.actions)),
             tuple(trouble for plan in plans for trouble in plan.troubles),
         )
+    if torn := _torn(seen, intents):
+        return _mend(seen, torn, thaw)
     # from the top downwards: an overlay whose lower one is gone can no longer be told to be ours
     placed = [_place(seen, overlay, intents) for overlay in reversed(seen.overlays)]
     swept = [_sweep(seen, stray.path, stray.doubts, stray.users) for stray in seen.strays]
@@ -217,6 +221,44 @@ def _disagree(seen: Seen, disk: SeenDisk, detail: str) -> Plan:
     )
 
 
+def _torn(seen: Seen, intents: Sequence[Intent]) -> list[tuple[Intent, SeenOverlay]]:
+    """Merges with which QEMU died and of which the file below does not have all; with the lowest overlay of each.
+
+    Not pivots: after one the VM writes into that file, so it differs anyway (see `_place`).
+    """
+    lacking = [overlay for overlay in seen.overlays if overlay.merged is False and not _in_chain(seen, overlay)]
+    found = []
+    for intent in intents:
+        paths = intent.detail.get("layers", []) if intent.operation == "commit" else []
+        found += [(intent, overlay) for overlay in lacking if overlay.layer.file.path in paths[-1:]]
+    return found
+
+
+def _mend(seen: Seen, torn: Sequence[tuple[Intent, SeenOverlay]], thaw: Sequence[Action]) -> Plan:
+    actions: list[Action] = []
+    troubles: list[NeedsAttention] = []
+    for intent, lowest in torn:
+        top = intent.detail["layers"][0]
+        upper = _standing_on(seen, intent.target, _key(lowest.below))
+        if seen.active or upper is None:
+            base = lowest.below.path if lowest.below else "what lies below"
+            troubles.append(MergeTorn(vm=seen.name, disk=intent.target, layer=top, base=base))
+        else:
+            actions.append(Action(Do.PUT_BACK, intent.target, (upper, top)))
+    return Plan((*thaw, *actions), tuple(troubles))
+
+
+def _standing_on(seen: Seen, target: str | None, key: str) -> str | None:
+    """The overlay of ours that stands directly on a file, by the headers of a disk."""
+    own = {_key(overlay.file) for overlay in seen.overlays}
+    for disk in seen.disks:
+        chain = disk.headers or () if disk.target == target else ()
+        for upper, lower in pairwise(chain):
+            if lower.key == key and upper.key in own:
+                return upper.path
+    return None
+
+
 # -- journal and files --------------------------------------------------------------------------------
 
 
@@ -251,11 +293,12 @@ def _was_merged(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> 
     if overlay.layer.state is not LayerState.MERGING:
         return False
     began = [i for i in intents if i.operation in (*_JOBS, "offline commit") and i.target == overlay.layer.target]
-    if any(intent.operation != "pivot" for intent in began):
-        return True  # QEMU rewrites the header above, and we the definition, only when everything is merged
-    # One QEMU leaves its active layer only by a pivot. Another one may have been started below.
+    if any(intent.operation == "offline commit" for intent in began):
+        return True  # we rewrite the definition only when everything is merged
+    # A QEMU that goes on ended its merge, or left its active layer by a pivot. One that died may have had part of it in
+    # memory, and another one may have been started below.
     running = {process.identity for process in seen.processes}
-    return any(intent.detail.get("process") in running for intent in began)
+    return overlay.merged is True or any(intent.detail.get("process") in running for intent in began)
 
 
 def _sweep(

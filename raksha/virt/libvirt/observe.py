@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ from raksha.virt.libvirt.chain import ChainBroken, backing_of, follow
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
 from raksha.virt.libvirt.layer_header import NotQcow2, read_header
+from raksha.virt.libvirt.merged import is_merged
 from raksha.virt.libvirt.processes import Process, qemu_of, users_of_files
 
 #: seconds in which a QEMU that is just starting or ending comes to agree with libvirt
@@ -74,6 +75,8 @@ class SeenOverlay(Struct, frozen=True):
     base_untouched: bool | None
     #: processes that have it open; not asked of what a chain has
     users: tuple[int, ...]
+    #: what it holds lies in what it was merged into; None: it cannot be told, or the headers are proof enough
+    merged: bool | None = None
 
 
 class SeenStray(Struct, frozen=True):
@@ -116,12 +119,13 @@ def observe(guest: Guest, journal: Journal) -> Seen:
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
     stopped = live is not None and guest.stopped_by_disk()
     full = guest.disks_without_space() if stopped else frozenset()
-    layers = journal.layers(guest.uuid)
-    strays = list(_strays(journal, journal.open_intents(guest.uuid), layers))
+    layers, intents = journal.layers(guest.uuid), journal.open_intents(guest.uuid)
+    strays = list(_strays(journal, intents, layers))
     disks = tuple(_disks(guest, live, inactive, full))
     chained = {file.key for disk in disks for file in (*disk.live, *disk.inactive, *(disk.headers or ()))}
     loose = [layer.file.path for layer in layers if key_of(layer.file.path) not in chained]
     users = _users([*loose, *(stray.path for stray in strays)])
+    merged = _merged(guest, intents, processes, {layer.file.path: layer for layer in layers}, set(loose))
     return Seen(
         uuid=guest.uuid,
         name=guest.name,
@@ -129,7 +133,7 @@ def observe(guest: Guest, journal: Journal) -> Seen:
         stopped_by_disk=stopped,
         processes=processes,
         disks=disks,
-        overlays=tuple(_overlay(layer, layers, users) for layer in layers),
+        overlays=tuple(_overlay(layer, layers, users, merged.get(layer.file.path)) for layer in layers),
         strays=tuple(replace(stray, users=users.get(stray.path, ())) for stray in strays),
     )
 
@@ -172,7 +176,29 @@ def _headers(disk: Disk) -> tuple[SeenFile, ...] | None:
         return None
 
 
-def _overlay(layer: OwnLayer, known: Sequence[OwnLayer], users: Mapping[str, tuple[int, ...]]) -> SeenOverlay:
+def _merged(
+    guest: Guest,
+    intents: Iterable[Intent],
+    processes: Iterable[Process],
+    known: Mapping[str, OwnLayer],
+    loose: Collection[str],
+) -> dict[str, bool | None]:
+    """Of overlays that left their chain by a merge, and QEMU died with it: all of one merge are alike."""
+    running = {process.identity for process in processes}
+    found: dict[str, bool | None] = {}
+    for intent in intents:
+        if intent.operation not in ("commit", "pivot") or intent.detail.get("process") in running:
+            continue
+        paths = intent.detail["layers"]
+        ours = [known[path] for path in paths if path in known and path in loose and os.path.lexists(path)]
+        if len(ours) == len(paths) and not any(doubts(layer, list(known.values())) for layer in ours):
+            found |= dict.fromkeys(paths, is_merged(guest.name, intent.target or "", paths[0], len(paths)))
+    return found
+
+
+def _overlay(
+    layer: OwnLayer, known: Sequence[OwnLayer], users: Mapping[str, tuple[int, ...]], merged: bool | None
+) -> SeenOverlay:
     path = layer.file.path
     if not os.path.lexists(path):
         return SeenOverlay(layer, None, None, (), written=False, base_untouched=None, users=())
@@ -188,6 +214,7 @@ def _overlay(layer: OwnLayer, known: Sequence[OwnLayer], users: Mapping[str, tup
         written=holds_data(path),
         base_untouched=_base_untouched(layer),
         users=users.get(path, ()),
+        merged=merged,
     )
 
 

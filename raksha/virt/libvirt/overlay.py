@@ -34,7 +34,7 @@ from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.overlay_file import OverlayPlan
 from raksha.virt.libvirt.overlay_survey import OverlayDemands
 from raksha.virt.libvirt.own_source import own_sources
-from raksha.virt.libvirt.recover import adopted, reconcile
+from raksha.virt.libvirt.recover import adopted, after_death, reconcile
 from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
 from raksha.virt.libvirt.trash import Trash
@@ -65,7 +65,11 @@ class OverlayEngine:
     def release(self, vm: str) -> list[str]:
         guest = self.connection.guest(vm)
         with self._journal.vm_lock(guest.uuid, guest.name):
-            return Release(self.connection, guest, self._journal, self._settings)()
+            try:
+                return Release(self.connection, guest, self._journal, self._settings)()
+            except RakshaError:
+                after_death(guest, self._journal, self._settings)
+                raise
 
     def prepare(self, request: CaptureRequest) -> OverlayPrepared:
         guest = self.connection.guest(request.vm)

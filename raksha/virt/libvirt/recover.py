@@ -21,11 +21,11 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from raksha.config import Settings
-from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, RecoveryUnsettled, VmBusy
+from raksha.errors import CommitFailed, DefinitionsDisagree, LibvirtFailed, RakshaError, RecoveryUnsettled, VmBusy
 from raksha.journal import FileId, Journal, LayerState, OwnLayer
 from raksha.virt.capture import CaptureRequest
-from raksha.virt.libvirt import overlay_file
-from raksha.virt.libvirt.chain import modified
+from raksha.virt.libvirt import image, overlay_file
+from raksha.virt.libvirt.chain import modified, relative_name
 from raksha.virt.libvirt.commit import Committer
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.decide import Action, Do, Plan, decide
@@ -70,6 +70,17 @@ def reconcile(guest: Guest, journal: Journal, settings: Settings) -> list[str]:
     raise RecoveryUnsettled(vm=guest.name, rounds=_ROUNDS, detail="; ".join(sorted({each.do for each in changes})))
 
 
+def after_death(guest: Guest, journal: Journal, settings: Settings) -> list[str]:
+    """What died with its QEMU is put right before the owner starts the VM again, if he leaves us the time.
+
+    Never raises: the next command does what could not be done now. Returns what a person should know.
+    """
+    try:
+        return [] if guest.is_active() else reconcile(guest, journal, settings)
+    except RakshaError as error:
+        return [str(error)]
+
+
 def adopted(guest: Guest, journal: Journal, settings: Settings, request: CaptureRequest) -> list[str]:
     """For a VM whose chain holds an overlay that the journal does not know: take over what the vault proves to be ours.
 
@@ -100,6 +111,7 @@ class _Recovery:
             Do.RELIEVE: self._relieve,
             Do.RESUME: self._resume,
             Do.REDEFINE: self._redefine,
+            Do.PUT_BACK: self._put_back,
             Do.ADOPT: self._adopt,
             Do.FORGET: self._forget,
             Do.DISCARD: self._discard,
@@ -170,6 +182,20 @@ class _Recovery:
         self._guest.redefine(own_sources(self._guest.inactive_xml(secrets=True), {target: layer}))
         self._journal.done(intent, "defined")
         self.notes.append(f"disk {target}: the definition names {path} again, which holds what the VM wrote last")
+
+    def _put_back(self, action: Action, seen: Seen) -> None:
+        above, top = action.paths
+        target = action.target or ""
+        detail = {"above": above, "layer": top}
+        intent = self._journal.begin("put back", vm=self._guest.uuid, target=target, detail=detail)
+        # The definition first: it may spell out the chain without the layer, and would go on past what the header says.
+        disk = next(disk for disk in seen.disks if disk.target == target)
+        first = Layer(disk.inactive[0].path, disk.inactive[0].kind, disk.inactive[0].format)
+        self._guest.redefine(own_sources(self._guest.inactive_xml(secrets=True), {target: first}))
+        # under QEMU's locks: it fails if the VM was started meanwhile
+        image.rebase(above, relative_name(above, top) or top)
+        self._journal.done(intent, "put back")
+        self.notes.append(f"disk {action.target}: QEMU died while it merged {top}, which is part of the chain again")
 
     # -- journal and files --------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from raksha.errors import DefinitionsDisagree, QemuOrphaned, StaleMirror
+from raksha.errors import DefinitionsDisagree, MergeTorn, QemuOrphaned, StaleMirror
 from raksha.journal import Base, FileId, Intent, LayerState, OwnLayer
 from raksha.virt.libvirt.decide import Do, Plan, decide
 from raksha.virt.libvirt.observe import Seen, SeenDisk, SeenFile, SeenOverlay, SeenStray
@@ -32,10 +32,11 @@ def overlay(
     doubts: tuple[str, ...] = (),
     untouched: bool | None = True,
     users: tuple[int, ...] = (),
+    merged: bool | None = None,
 ) -> SeenOverlay:
     base = Base(FileId("/vm/own", 1, 1), "file", "raw", 5)
     layer = OwnLayer("uuid", "vda", FileId(f"/vm/{name}", 1, 2), base, "run", "job", state, frozenset({"run"}))
-    return SeenOverlay(layer, None if gone else file(name), file(below), doubts, written, untouched, users)
+    return SeenOverlay(layer, None if gone else file(name), file(below), doubts, written, untouched, users, merged)
 
 
 def disk(
@@ -141,6 +142,36 @@ def test_several_that_were_merged_go_from_the_top_downwards() -> None:
     after = disk(chain("new", "own"), chain("new", "own"))
     plan = decide(seen(after, *merged, overlay("new", "own")), [intent("commit", process=QEMU.identity)])
     assert doing(plan) == [(Do.DISCARD, ("3",)), (Do.DISCARD, ("2",)), (Do.DISCARD, ("1",)), (Do.CLOSE, ())]
+
+
+@pytest.mark.parametrize("operation", ["commit", "pivot"])
+def test_merge_of_a_qemu_that_died(operation: str) -> None:
+    """The headers are no proof then: what counts is whether the file below has it all."""
+    after, began = disk((), chain("new", "own")), [intent(operation, layers=["/vm/old"], process="1@1")]
+
+    def plan(merged: bool | None, **more: object) -> Plan:
+        old = overlay("old", "own", LayerState.MERGING, merged=merged)
+        return decide(seen(after, old, overlay("new", "own"), power="shut off", **more), began)
+
+    assert doing(plan(True)) == [(Do.DISCARD, ("old",)), (Do.CLOSE, ())]
+    assert doing(plan(None)) == [(Do.ORPHAN, ("old",)), (Do.CLOSE, ())]
+    kept = [(Do.ORPHAN, ("old",)), (Do.CLOSE, ())]
+    assert doing(plan(False)) == (kept if operation == "pivot" else [(Do.PUT_BACK, ("new", "old"))])
+
+
+def test_torn_merge_of_several() -> None:
+    """They are a chain still; it goes back as a whole, below the overlay that stood on it."""
+    merge = [overlay(name, below, LayerState.MERGING, merged=False) for name, below in (("1", "own"), ("2", "1"))]
+    began = intent("commit", layers=["/vm/2", "/vm/1"], process="1@1")
+    off = seen(disk((), chain("new", "own")), *merge, overlay("new", "own"), power="shut off")
+    assert doing(decide(off, [began])) == [(Do.PUT_BACK, ("new", "2"))]
+
+
+def test_torn_merge_below_a_vm_that_runs() -> None:
+    old, new = overlay("old", "own", LayerState.MERGING, merged=False), overlay("new", "own")
+    running = seen(disk(chain("new", "own"), chain("new", "own")), old, new)
+    (trouble,) = decide(running, [intent("commit", layers=["/vm/old"], process="1@1")]).troubles
+    assert isinstance(trouble, MergeTorn) and trouble.fields["base"] == "/vm/own"
 
 
 def test_merge_that_did_not_begin_or_end() -> None:
