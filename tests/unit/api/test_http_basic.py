@@ -118,6 +118,8 @@ def test_a_file_of_somebody_else_is_refused(users_file: Path) -> None:
     "text",
     ["alice", f"alice:{HASHED}:p1", "alice:secret:p1:reader", f"al/ice:{HASHED}:p1:reader",
      f"alice:{HASHED}:p 1:reader", f"alice:{HASHED}:p1:", f"alice:{HASHED}:p1:reader\nalice:{HASHED}:p2:admin"],
+    # the hash, whose salt is another in each process, must not be part of a test's name
+    ids=["name only", "no roles", "no hash", "a slash", "a space", "empty roles", "twice"],
 )  # fmt: skip
 def test_a_line_that_is_none_is_told_by_its_number_and_without_its_secret(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsWrong) as raised:
