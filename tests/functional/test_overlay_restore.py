@@ -10,6 +10,7 @@ from raksha.errors import TargetExists
 from raksha.virt.libvirt.connection import Connection
 from raksha.virt.libvirt.define import NewDisk, define, plan_domain
 from raksha.virt.libvirt.listing import list_vms
+from raksha.virt.libvirt.overlay_survey import OverlayDemands
 from tests.bed import Bed
 from tests.bed.disks import Disk
 from tests.bed.machine import Machine
@@ -69,7 +70,8 @@ def test_list(kit: Kit, bed: Bed) -> None:
     two = Guest(bed, [bed.qcow2("b", 2 * MIB)], name="two")
     run = kit.run(one, exclude=frozenset(["vdb"]))
     with Connection(bed.uri) as connection:
-        found = {entry.name: entry for entry in list_vms(connection, kit.journal)}
+        listed = list_vms(connection, kit.journal, lambda _: ("overlay", OverlayDemands()))
+        found = {entry.name: entry for entry in listed}
     first, second = found[one.machine.name], found[two.machine.name]
     assert (first.uuid, first.power, first.reason) == (one.uuid, "running", None)
     assert (second.power, second.disks[0].size, second.disks[0].counts_from) == ("shut off", 2 * MIB, ())
