@@ -84,7 +84,7 @@ class BitmapState(StrEnum):
     UNWANTED = "unwanted"
 
 
-class RunState(StrEnum):
+class HostRunState(StrEnum):
     BEGUN = "begun"
     #: the restore point exists in the vault
     DURABLE = "durable"
@@ -462,22 +462,22 @@ class Journal:
         with self._transaction("run_begin") as db:
             db.execute(
                 "INSERT INTO runs (run, vault, job, claim, state, begun) VALUES (?, ?, ?, ?, ?, ?)",
-                (run, vault, job, claim, RunState.BEGUN.value, time.time()),
+                (run, vault, job, claim, HostRunState.BEGUN.value, time.time()),
             )
 
     def run_durable(self, run: str, number: int) -> None:
         with self._transaction("run_durable") as db:
             db.execute(
                 "UPDATE runs SET state = ?, number = ?, ended = ? WHERE run = ?",
-                (RunState.DURABLE.value, number, time.time(), run),
+                (HostRunState.DURABLE.value, number, time.time(), run),
             )
 
-    def run_ended(self, run: str, state: RunState) -> None:
+    def run_ended(self, run: str, state: HostRunState) -> None:
         """The run ended without a restore point. A durable run stays durable."""
         with self._transaction("run_ended") as db:
             db.execute(
                 "UPDATE runs SET state = ?, ended = ? WHERE run = ? AND state = ?",
-                (state.value, time.time(), run, RunState.BEGUN.value),
+                (state.value, time.time(), run, HostRunState.BEGUN.value),
             )
 
     def settle_runs(self, vault: str, numbers: Mapping[str, int]) -> None:
@@ -486,18 +486,18 @@ class Journal:
         `numbers`: of all its restore points, by run: what counts is whether the vault has one.
         """
         with self._transaction("settle_runs") as db:
-            rows = db.execute("SELECT run FROM runs WHERE vault = ? AND state = ?", (vault, RunState.BEGUN.value))
+            rows = db.execute("SELECT run FROM runs WHERE vault = ? AND state = ?", (vault, HostRunState.BEGUN.value))
             for (run,) in rows.fetchall():
-                state = RunState.DURABLE if run in numbers else RunState.FAILED
+                state = HostRunState.DURABLE if run in numbers else HostRunState.FAILED
                 db.execute(
                     "UPDATE runs SET state = ?, number = ?, ended = ? WHERE run = ?",
                     (state.value, numbers.get(run), time.time(), run),
                 )
 
-    def run_state(self, run: str) -> RunState | None:
+    def run_state(self, run: str) -> HostRunState | None:
         with self._mutex:
             row = self._db.execute("SELECT state FROM runs WHERE run = ?", (run,)).fetchone()
-        return RunState(row[0]) if row else None
+        return HostRunState(row[0]) if row else None
 
     # -- locks --------------------------------------------------------------------------------------
 

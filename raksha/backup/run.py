@@ -32,7 +32,7 @@ from raksha.backup.parents import Parents, find_parents, history_of, pin_for_ful
 from raksha.backup.pipeline import Destination
 from raksha.config import Settings
 from raksha.errors import Interrupted
-from raksha.journal import Journal, RunState
+from raksha.journal import HostRunState, Journal
 from raksha.progress import Progress, human
 from raksha.states import Quiesce, ReadMode, Reason
 from raksha.types import ResourceKey
@@ -212,7 +212,7 @@ class BackupRun(Struct):
 
     def _failed(self, error: BaseException) -> None:
         cancelled = isinstance(error, Interrupted)
-        self.journal.run_ended(self._id, RunState.CANCELLED if cancelled else RunState.FAILED)
+        self.journal.run_ended(self._id, HostRunState.CANCELLED if cancelled else HostRunState.FAILED)
 
     def _document(
         self,

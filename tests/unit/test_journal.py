@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from raksha.errors import JournalUnusable, VaultBusy, VmBusy
-from raksha.journal import Base, FileId, Journal, LayerState, OwnLayer, RunState
+from raksha.journal import Base, FileId, HostRunState, Journal, LayerState, OwnLayer
 
 BASE = Base(FileId("/d/a.raw", 1, 2), "file", "raw", 12345)
 
@@ -107,10 +107,10 @@ def test_runs(tmp_path: Path) -> None:
     for run in ("r1", "r2"):
         journal.run_begin(run, "vault", "job", f"{run}.1")
     journal.run_durable("r1", 7)
-    journal.run_ended("r1", RunState.FAILED)  # too late: the vault has it
-    journal.run_ended("r2", RunState.CANCELLED)
-    assert journal.run_state("r1") is RunState.DURABLE
-    assert journal.run_state("r2") is RunState.CANCELLED
+    journal.run_ended("r1", HostRunState.FAILED)  # too late: the vault has it
+    journal.run_ended("r2", HostRunState.CANCELLED)
+    assert journal.run_state("r1") is HostRunState.DURABLE
+    assert journal.run_state("r2") is HostRunState.CANCELLED
     assert journal.run_state("r3") is None
 
 
@@ -172,9 +172,12 @@ def test_killed_runs_are_settled_by_what_the_vault_has(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for run, vault in (("made", "vault"), ("lost", "vault"), ("elsewhere", "other"), ("cancelled", "vault")):
         journal.run_begin(run, vault, "job", f"{run}.1")
-    journal.run_ended("cancelled", RunState.CANCELLED)
+    journal.run_ended("cancelled", HostRunState.CANCELLED)
     journal.settle_runs("vault", {"made": 7, "older": 6, "cancelled": 8})
     states = {run: journal.run_state(run) for run in ("made", "lost", "elsewhere", "cancelled")}
     assert states == {
-        "made": RunState.DURABLE, "lost": RunState.FAILED, "elsewhere": RunState.BEGUN, "cancelled": RunState.CANCELLED,
-    }  # fmt: skip
+        "made": HostRunState.DURABLE,
+        "lost": HostRunState.FAILED,
+        "elsewhere": HostRunState.BEGUN,
+        "cancelled": HostRunState.CANCELLED,
+    }

@@ -253,8 +253,10 @@ class OverlayCapture:
         except LibvirtFailed as error:
             self._warnings.append(str(error))
         finally:
-            self._leave_notes()
-            self._unlock()
+            try:
+                self._leave_notes()
+            finally:
+                self._unlock()
         return self._warnings
 
     def _leave_notes(self) -> None:

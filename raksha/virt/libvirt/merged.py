@@ -1,4 +1,4 @@
-"""Whether what overlays hold lies in what they were merged into. Reads only, and takes no locks.
+"""Whether what overlays hold lies in what they were merged into, and on disk. Changes nothing, and takes no locks.
 
 Asked where QEMU died with a merge: it names the lower file in the header above before it has flushed that file's tables
 (QEMU 7.2, block/commit.c), so what the headers say is no proof then.
@@ -6,6 +6,7 @@ Asked where QEMU died with a merge: it names the lower file in the header above 
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 
 from raksha.errors import CaptureFailed, DiskReadFailed
@@ -29,11 +30,23 @@ def is_merged(vm: str, target: str, top: str, depth: int) -> bool | None:
             if below.size < above.size:
                 return False
             with closing(Reader(above)) as one, closing(Reader(below)) as other:
-                return all(
+                same = all(
                     one.pread(at, length) == other.pread(at, length)
                     for extent in extents(above, depth)
                     for at in range(extent.start, extent.end, _STEP)
                     for length in [min(_STEP, extent.end - at)]
                 )
-    except (ChainBroken, CaptureFailed, DiskReadFailed, ValueError):
+        if same:
+            _sync(chain[depth].path)
+        return same
+    except (ChainBroken, CaptureFailed, DiskReadFailed, OSError, ValueError):
         return None
+
+
+def _sync(path: str) -> None:
+    """What QEMU did not live to flush may be in this host's memory only."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from raksha.config import Settings
 from raksha.errors import CaptureFailed, LayerUnknown, LibvirtFailed
-from raksha.journal import BitmapState, Journal, Lock, OwnBitmap, RunState
+from raksha.journal import BitmapState, HostRunState, Journal, Lock, OwnBitmap
 from raksha.virt.capture import CaptureRequest, VmIdentity
 from raksha.virt.libvirt import image, nbd, pull_place
 from raksha.virt.libvirt.capture import OfflineWatch
@@ -103,7 +103,7 @@ def _settle(guest: Guest, journal: Journal, request: CaptureRequest) -> list[str
     durable = {parent.backupjobrun for parent in request.since.values() if parent is not None}
     for bitmap in journal.bitmaps(guest.uuid):
         if bitmap.state is BitmapState.PLANNED and bitmap.job == request.backupjob:
-            counts = bitmap.run in durable or journal.run_state(bitmap.run) is RunState.DURABLE
+            counts = bitmap.run in durable or journal.run_state(bitmap.run) is HostRunState.DURABLE
             journal.set_bitmaps([bitmap], BitmapState.COUNTING if counts else BitmapState.UNWANTED)
     # An earlier attempt at this very run may have left some as well.
     unwanted = [

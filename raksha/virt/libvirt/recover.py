@@ -77,7 +77,7 @@ def after_death(guest: Guest, journal: Journal, settings: Settings) -> list[str]
     """
     try:
         return [] if guest.is_active() else reconcile(guest, journal, settings)
-    except RakshaError as error:
+    except (RakshaError, OSError) as error:
         return [str(error)]
 
 
