@@ -1,0 +1,371 @@
+"""What schedulers and agents say to each other: tasks, what comes of them, consistency groups.
+
+Any scheduler answers; the database behind it is the queue and the truth. An agent asks, and asks again until it is
+answered: everything here may be said twice, and arrive twice or in another order.
+
+::
+
+    REGISTER                    at start                       which service it is
+    HEARTBEAT                   every few seconds              what its operator wants of it
+    CLAIM                       when it has room               tasks, each under an epoch and a lease
+    RENEW, REPORT               while it works                 whether somebody wants the end of it
+    ENTER, LOOK, THAWED         in a consistency group         how far the group is
+    FINISH or HAND_BACK         at the end                     until acknowledged; nothing is forgotten before
+
+An answer `EpochStale` ends a claim: somebody else has the task, and what this one stored is inert.
+
+A backup is two tasks of the host: BACKUP captures, stores and keeps the capture open; a scheduler makes the restore
+point; FINISH says what became of it, so that layers may be merged, or must stay. Between them the agent may die: the
+journal of its host knows the run.
+
+Records are part of the protocol: fields may be added, with defaults. Times are µs since 1970 UTC of the database's
+clock unless they say seconds. Paths and URLs never hold secrets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from raksha.rpc import Nothing, Verb
+from raksha.states import BarrierState, MemberState, Quiesce, Reason, ServiceState, TaskKind, TaskState
+from raksha.types import ResourceKey
+from raksha.vault.metadata import BackupMetadata, VMMetadata, VmSummary
+from raksha.virt.capture import BaseImage
+
+
+# -- the process ------------------------------------------------------------------------------------
+
+
+class Register(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An agent has started."""
+
+    #: its name: one agent a host
+    host: str
+    #: of this start of the process
+    instance: str
+    version: str
+    zone: str | None = None
+    #: tasks that it may hold at once
+    capacity: int
+    #: engines, kinds of restore targets, versions of libvirt and QEMU
+    capabilities: dict[str, Any]
+
+
+class Registered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    service_id: str
+    state: ServiceState
+    heartbeat_seconds: float
+    lease_seconds: float
+
+
+class SeenDisk(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A disk that can be protected, or not."""
+
+    target: str
+    #: bytes
+    size: int | None
+    #: why it is left out or refused
+    reason: str | None = None
+    #: whose clones share data with it
+    base: BaseImage | None = None
+
+
+class SeenVm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A VM on the agent's host."""
+
+    vm: str
+    name: str
+    power: str
+    #: None: of no project
+    project_id: str | None = None
+    tags: tuple[str, ...] = ()
+    hints: dict[str, str] = {}
+    disks: tuple[SeenDisk, ...] = ()
+    #: why it cannot be protected: code and message
+    refusal: dict[str, Any] | None = None
+
+
+class Heartbeat(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    service_id: str
+    instance: str
+    #: tasks it holds
+    load: int
+    #: all that it sees; None: as it said last
+    vms: tuple[SeenVm, ...] | None = None
+
+
+class Wanted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What its operator wants of it: to work, to end what it has, or nothing."""
+
+    state: ServiceState
+
+
+# -- what is to be done -----------------------------------------------------------------------------
+
+
+class VaultAccess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to store and read. It exists: a scheduler has made it."""
+
+    url: str
+    #: in its `vault.json`; another there is an error
+    vault_uuid: str
+    #: a token of the run's project; None: with what the agent's own environment says
+    credentials: dict[str, str] | None = None
+
+
+class Copy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A stored disk copy that the order refers to; pinned as long as the task lives."""
+
+    key: ResourceKey
+    #: bytes of the disk
+    size: int
+    #: its commit: restore points are ordered by it
+    number: int
+
+
+class BackupOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="backup"):
+    """Capture one VM and store its disks."""
+
+    backupjob: str
+    backupjobrun: str
+    vm: str
+    exclude: tuple[str, ...] = ()
+    quiesce: Quiesce = Quiesce.AUTO
+    engine: str = "auto"
+    #: read and store everything, whatever is there
+    full: bool = False
+    #: per disk the newest copy of this job, on which an increment builds
+    parents: dict[str, Copy] = {}
+    #: why a disk that has older copies gets a full one
+    reasons: dict[str, Reason] = {}
+    #: other copies of this VM's disks, of any job, the newest first: trackers may count from them
+    history: tuple[Copy, ...] = ()
+    #: copies of disks on the same base images: a full copy may share their segments
+    clones: tuple[Copy, ...] = ()
+    #: the consistency group; None: it freezes by itself
+    group: str | None = None
+    max_parallel_disks: int | None = None
+    #: bytes per second of this task, sent to the vault
+    bandwidth_limit: int | None = None
+
+
+class FinishOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="finish"):
+    """A run has ended: let its capture go."""
+
+    backupjob: str
+    backupjobrun: str
+    vm: str
+    #: its commit; None: it became no restore point, the layers stay for the next run
+    number: int | None
+
+
+class RestoreOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="restore"):
+    """Write disks of a restore point to somewhere."""
+
+    restore: str
+    backupjob: str
+    backupjobrun: str
+    vm: str
+    #: disk targets; empty: all
+    disks: tuple[str, ...] = ()
+    #: kind (`domain`, `files`, `in_place`) and what that kind needs
+    target: dict[str, Any]
+
+
+class VerifyOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="verify"):
+    """Read stored copies and check them."""
+
+    copies: tuple[Copy, ...]
+    #: fetch and decode everything, not just maps
+    data: bool = False
+
+
+class ReleaseOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="release"):
+    """Give a VM back without a trace of us in its chain."""
+
+    vm: str
+
+
+Order = BackupOrder | FinishOrder | RestoreOrder | VerifyOrder | ReleaseOrder
+
+
+class Claim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Room for so many tasks of these kinds."""
+
+    service_id: str
+    instance: str
+    kinds: tuple[TaskKind, ...]
+    limit: int
+
+
+class Claimed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task that is the agent's until its lease is over."""
+
+    task_id: str
+    epoch: int
+    lease_seconds: float
+    order: Order
+    #: None: nothing is stored or read
+    vault: VaultAccess | None = None
+    #: of the HTTP request that began it, for logs
+    request_id: str | None = None
+
+    @property
+    def claim(self) -> str:
+        """Names what this claim stores: no other writes under that name."""
+        return f"{self.task_id}.{self.epoch}"
+
+
+class Claims(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tasks: tuple[Claimed, ...]
+
+
+class Held(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A claim, as its agent names it."""
+
+    task_id: str
+    epoch: int
+
+
+class Renewed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    lease_seconds: float
+    #: somebody wants the end of it
+    cancel: bool = False
+    #: newer ones, where the claim came with some
+    credentials: dict[str, str] | None = None
+
+
+# -- what comes of it -------------------------------------------------------------------------------
+
+
+class DiskProgress(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bytes of one disk."""
+
+    resource: str
+    size: int
+    #: to be read, as far as that is known
+    total: int
+    done: int
+    sent: int
+
+
+class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a task is."""
+
+    task_id: str
+    epoch: int
+    #: 1, 2, … within the epoch; older ones change nothing
+    number: int
+    #: what it does now, in a word or two
+    step: str
+    disks: tuple[DiskProgress, ...] = ()
+    #: of a restore: what it is about to make or write to, said before it does
+    made: tuple[dict[str, Any], ...] = ()
+
+
+class Stored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stored"):
+    """Of a backup: segments, image tables and maps are in the vault; the capture is open and was checked last."""
+
+    vm: VmSummary
+    disks: tuple[BackupMetadata, ...]
+    machine: VMMetadata
+    warnings: tuple[str, ...] = ()
+
+
+class Finished(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="finished"):
+    """Of a finish or a release: what a person should know."""
+
+    warnings: tuple[str, ...] = ()
+
+
+class Restored(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="restored"):
+    """Of a restore: what there is now."""
+
+    #: of a new VM
+    vm: str | None = None
+    name: str | None = None
+    #: disk target, path and size of each
+    disks: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Verified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="verified"):
+    """Of a verification: copies that are whole, and what is wrong with others."""
+
+    sound: tuple[ResourceKey, ...]
+    #: copy and error
+    findings: tuple[dict[str, Any], ...] = ()
+
+
+Result = Stored | Finished | Restored | Verified
+
+
+class Finish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The end of a claim: DONE with a result, or ERROR, CANCELLED, NEEDS_ATTENTION with an error."""
+
+    task_id: str
+    epoch: int
+    to: TaskState
+    result: Result | None = None
+    #: `RakshaError.document()`: code, message, hint, fields, retryable
+    error: dict[str, Any] | None = None
+
+
+class HandBack(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Another may have it, not before so many seconds."""
+
+    task_id: str
+    epoch: int
+    delay: float = 0.0
+
+
+# -- consistency groups -----------------------------------------------------------------------------
+
+
+class Enter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member has come to a stage: JOINED, FROZEN, CAPTURED; or FAILED, with an error."""
+
+    group: str
+    vm: str
+    epoch: int
+    to: MemberState
+    #: when, by its host's clock corrected by the measured offset; and how wrong that may be, seconds
+    at: int | None = None
+    clock_error_seconds: float | None = None
+    error: dict[str, Any] | None = None
+
+
+class Look(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far is the group?"""
+
+    group: str
+
+
+class Seen(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    state: BarrierState
+    #: the database's clock, and when the stage must be over by it
+    now: int
+    deadline_at: int
+
+
+class Thawed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A member's file systems go on."""
+
+    group: str
+    vm: str
+    epoch: int
+    at: int
+
+
+REGISTER = Verb("register", Register, Registered)
+HEARTBEAT = Verb("heartbeat", Heartbeat, Wanted)
+CLAIM = Verb("claim", Claim, Claims)
+RENEW = Verb("renew", Held, Renewed)
+REPORT = Verb("report", Report, Nothing)
+FINISH = Verb("finish", Finish, Nothing)
+HAND_BACK = Verb("hand_back", HandBack, Nothing)
+ENTER = Verb("enter", Enter, Seen)
+LOOK = Verb("look", Look, Seen)
+THAWED = Verb("thawed", Thawed, Nothing)
