@@ -34,7 +34,6 @@ from raksha.types import ResourceKey
 from raksha.vault.metadata import BackupMetadata, VMMetadata, VmSummary
 from raksha.virt.capture import BaseImage
 
-
 # -- the process ------------------------------------------------------------------------------------
 
 
