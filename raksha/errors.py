@@ -31,6 +31,15 @@ class RakshaError(Exception):
         """What a person can do next, or an empty string."""
         return self.hint.format_map(_Fields(self.fields))
 
+    def document(self) -> dict[str, Any]:
+        """For a database, an API or another process: fields that JSON does not know become text."""
+        fields = {
+            name: value if value is None or isinstance(value, str | int | float | bool) else str(value)
+            for name, value in self.fields.items()
+        }
+        told = {"code": self.code, "message": str(self), "hint": self.advice(), "fields": fields}
+        return {**told, "retryable": self.retryable}
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.fields))
 
@@ -549,6 +558,18 @@ class RequestUnderWay(Refused):
     code = "request_under_way"
     message = "A request with the idempotency key {key!r} is still at work."
     retryable = True
+
+
+class ResultInvalid(Refused):
+    code = "result_invalid"
+    message = "What the agent of host {host} says about VM {vm} is not what was asked for: {detail}."
+    retryable = True
+
+
+class DatabaseBehind(Refused):
+    code = "database_behind"
+    message = "The vault {url} has commit {number}, of run {backupjobrun}, which the database does not know."
+    hint = "Was the database restored from an older dump? Nothing is committed or collected there before it is put right."
 
 
 # -- between processes --------------------------------------------------------------------------------
