@@ -646,6 +646,24 @@ class ConditionFailed(Refused):
     message = "The {noun} {id} is not what If-Match says: it was changed meanwhile."
 
 
+class LimitExceeded(Refused):
+    code = "limit_exceeded"
+    message = "The limit of {what} is {limit}; with this it would be {wanted}."
+
+
+class Protected(Refused):
+    code = "protected"
+    message = "The backup job run {id} is protected: it is deleted only after `protected` was set to false."
+
+
+class HasRestorePoints(Refused):
+    code = "has_restore_points"
+    message = (
+        "The backup job {id} has {count} restore points. They are deleted with it only if the request says "
+        "with_runs=true."
+    )
+
+
 # -- schedules and retention ------------------------------------------------------------------------
 
 

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, exists, select
+from sqlalchemy import ColumnElement, delete, exists, select, update
 from sqlalchemy.orm import Session
 
-from raksha.db import rows
+from raksha.db import rows, runs
 from raksha.db.columns import now
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobVm
 from raksha.db.paging import Columns, Page, Wanted, page
+from raksha.db.transition import transition
 from raksha.errors import StillNeeded
 from raksha.states import JobState
 
@@ -89,6 +90,24 @@ def due(session: Session, limit: int) -> list[BackupJob]:
         .limit(limit)
     )
     return list(session.scalars(statement))
+
+
+def begin_deleting(session: Session, id: str) -> None:
+    """It fires no more; its runs end, and are removed by schedulers, then its row. Runs that have ended go at once.
+
+    Raises `RowNotFound`, `StateConflict` if it is being deleted already.
+    """
+    transition(session, BackupJob, id, JobState.DELETING, next_run_at=None)
+    going = BackupJobRun.backupjob_id == id, BackupJobRun.state.in_(runs.CANCELLABLE)
+    unasked = BackupJobRun.cancel_requested_at.is_(None)
+    rows.changed(session, update(BackupJobRun).where(*going, unasked).values(cancel_requested_at=now()))
+    runs.delete_ended(session, id)
+
+
+def deleting(session: Session, limit: int) -> list[BackupJob]:
+    """Jobs on their way out: runs of them that end now are to be deleted (`runs.delete_ended`), and then the job."""
+    statement = select(BackupJob).where(BackupJob.state == JobState.DELETING).order_by(BackupJob.updated_at)
+    return list(session.scalars(statement.limit(limit)))
 
 
 def remove(session: Session, id: str) -> None:

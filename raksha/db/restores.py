@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from raksha.db import rows
+from raksha.db.columns import now
 from raksha.db.models import BackupJobRun, Restore
 from raksha.db.paging import Columns, Page, Wanted, page
-from raksha.errors import EpochStale
+from raksha.errors import EpochStale, StateConflict
 from raksha.states import RestoreState
 
 NOUN = "restore"
+
+#: states in which it can be told to end
+CANCELLABLE = (RestoreState.QUEUED, RestoreState.RUNNING)
 
 COLUMNS: Columns = {"id": Restore.id, "state": Restore.state, "created_at": Restore.created_at}
 
@@ -45,6 +49,27 @@ def in_state(session: Session, states: Sequence[RestoreState], limit: int) -> li
     """The oldest first."""
     statement = select(Restore).where(Restore.state.in_(states)).order_by(Restore.created_at)
     return list(session.scalars(statement.limit(limit)))
+
+
+def request_cancel(session: Session, id: str) -> None:
+    """Somebody wants the end of a restore: a scheduler brings it about. Again is no harm.
+
+    Raises `RowNotFound`, `StateConflict` when it is over, or a person must look at it.
+    """
+    can = Restore.id == id, Restore.state.in_(CANCELLABLE)
+    asked = func.coalesce(Restore.cancel_requested_at, now())
+    if rows.changed(session, update(Restore).where(*can).values(cancel_requested_at=asked)) == 0:
+        found = get(session, None, id).state
+        if found == RestoreState.CANCELLING:
+            return
+        raise StateConflict(noun=NOUN, id=id, found=found, wanted=", ".join(CANCELLABLE), to=RestoreState.CANCELLED)
+    rows.reread(session, Restore)
+
+
+def under_way(session: Session, project_id: str) -> int:
+    """Restores of a project that have not ended."""
+    mine = Restore.project_id == project_id, Restore.state.in_((*CANCELLABLE, RestoreState.CANCELLING))
+    return session.execute(select(func.count()).select_from(Restore).where(*mine)).scalar_one()
 
 
 def progress(session: Session, id: str, epoch: int, *, done: int, total: int) -> None:

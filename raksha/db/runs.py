@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
@@ -22,8 +22,8 @@ from raksha.db.models import (
     VmResourceBackup,
 )
 from raksha.db.paging import Columns, Page, Wanted, page
-from raksha.db.transition import transition
-from raksha.errors import EpochStale, StateConflict, StillNeeded
+from raksha.db.transition import transition, transition_all
+from raksha.errors import EpochStale, Protected, StateConflict, StillNeeded
 from raksha.states import BackupKind, BackupState, JobState, RunState, TaskState, Trigger
 
 NOUN = "backup job run"
@@ -37,6 +37,14 @@ COLUMNS: Columns = {
 
 #: states in which a run holds, or waits for, slots
 UNDER_WAY = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.CANCELLING)
+#: states in which it can be told to end
+CANCELLABLE = (RunState.QUEUED, RunState.READY, RunState.RUNNING)
+#: restore points
+POINTS = (RunState.AVAILABLE, RunState.DEGRADED)
+#: what can be deleted
+ENDED = (*POINTS, RunState.CANCELLED, RunState.ERROR)
+#: states of a full run that others may build on, or soon will
+_COUNTS = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, *POINTS)
 _TERMINAL_TASKS = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 
 
@@ -52,14 +60,17 @@ class Detail(Struct, frozen=True):
 
 
 def create(session: Session, job: BackupJob, *, kind: BackupKind, trigger: Trigger, **more: Any) -> BackupJobRun:
-    """A new run of a job, queued. The job counts it towards its next full one."""
+    """A new run of a job, queued. The job counts it towards its next full one; a full one pays what the job owes."""
     run = BackupJobRun(
         backupjob_id=job.id, project_id=job.project_id, user_id=job.user_id, kind=kind, trigger=trigger, **more
     )
     session.add(run)
     session.flush()
-    mine = BackupJob.id == job.id
-    rows.changed(session, update(BackupJob).where(mine).values(runs_since_full=_since_full(kind)))
+    values: dict[str, Any] = {"runs_since_full": _since_full(kind)}
+    if kind == BackupKind.FULL:
+        values["next_full_at"] = None
+    rows.changed(session, update(BackupJob).where(BackupJob.id == job.id).values(**values))
+    rows.reread(session, BackupJob)
     return run
 
 
@@ -174,6 +185,45 @@ def under_way(session: Session, job_id: str) -> list[BackupJobRun]:
     """Runs of a job that have not ended."""
     mine = BackupJobRun.backupjob_id == job_id, BackupJobRun.state.in_(UNDER_WAY)
     return list(session.scalars(select(BackupJobRun).where(*mine).order_by(BackupJobRun.created_at)))
+
+
+def based(session: Session, job_ids: Sequence[str]) -> set[str]:
+    """Jobs that have a full run, or are about to: those that an increment can build on."""
+    mine = BackupJobRun.backupjob_id == BackupJob.id
+    full = exists().where(mine, BackupJobRun.kind == BackupKind.FULL, BackupJobRun.state.in_(_COUNTS))
+    return set(session.scalars(select(BackupJob.id).where(BackupJob.id.in_(job_ids), full)))
+
+
+def request_cancel(session: Session, id: str) -> None:
+    """Somebody wants the end of a run: a scheduler brings it about. Again is no harm.
+
+    Raises `RowNotFound`, `StateConflict` for a run that may be durable already, or is over.
+    """
+    can = BackupJobRun.id == id, BackupJobRun.state.in_(CANCELLABLE)
+    asked = func.coalesce(BackupJobRun.cancel_requested_at, now())
+    if rows.changed(session, update(BackupJobRun).where(*can).values(cancel_requested_at=asked)) == 0:
+        found = get(session, None, id).state
+        if found == RunState.CANCELLING:
+            return
+        raise StateConflict(noun=NOUN, id=id, found=found, wanted=", ".join(CANCELLABLE), to=RunState.CANCELLED)
+    rows.reread(session, BackupJobRun)
+
+
+def begin_deleting(session: Session, id: str) -> None:
+    """No restore point any more; a scheduler removes its copies, its objects and its row.
+
+    Raises `RowNotFound`, `Protected`, `StateConflict` while it is under way.
+    """
+    if get(session, None, id).protected:
+        raise Protected(id=id)
+    free = {"it is protected": BackupJobRun.protected.is_(False)}
+    transition(session, BackupJobRun, id, RunState.DELETING, start=ENDED, where=free)
+
+
+def delete_ended(session: Session, job_id: str) -> int:
+    """The same for all runs of a job that have ended, protected or not: the job itself goes. How many."""
+    mine = BackupJobRun.backupjob_id == job_id
+    return transition_all(session, BackupJobRun, RunState.DELETING, [mine], start=ENDED)
 
 
 # -- committing and deleting: by one scheduler at a time ----------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, delete, exists, literal, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
 from raksha.db.columns import SECOND, now
@@ -122,19 +122,46 @@ def agents_of(session: Session, vm_id: str) -> list[tuple[Service, SeenVm]]:
 
 
 def vms(
-    session: Session, project_id: str | None, wanted: Wanted, where: Sequence[ColumnElement[bool]] = ()
+    session: Session,
+    project_id: str | None,
+    wanted: Wanted,
+    where: Sequence[ColumnElement[bool]] = (),
+    *,
+    unowned: bool = False,
 ) -> Page[SeenVm]:
-    """VMs of a project (None: all). One that two hosts see is there twice. Raises `SortKeyUnknown`, `MarkerUnknown`."""
-    mine = () if project_id is None else (SeenVm.project_id == project_id,)
-    return page(session, select(SeenVm).where(*mine, *where), VM_COLUMNS, wanted)
+    """VMs of a project (None: all), each as its best agent sees it (see `agents_of`). `unowned`: those of no project
+    are the project's as well. Raises `SortKeyUnknown`, `MarkerUnknown`."""
+    other = aliased(SeenVm)
+    running, other_running = SeenVm.power == "running", other.power == "running"
+    later = or_(
+        other.seen_at > SeenVm.seen_at, and_(other.seen_at == SeenVm.seen_at, other.service_id < SeenVm.service_id)
+    )
+    better = or_(and_(other_running, ~running), and_(other_running == running, later))
+    best = ~exists().where(other.vm_id == SeenVm.vm_id, *_visible(other, project_id, unowned), better)
+    return page(
+        session, select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best, *where), VM_COLUMNS, wanted
+    )
 
 
-def vm(session: Session, project_id: str | None, vm_id: str) -> SeenVm:
+def vm(session: Session, project_id: str | None, vm_id: str, *, unowned: bool = False) -> SeenVm:
     """Where a VM was seen best (see `agents_of`). Raises `RowNotFound`, also for that of another project."""
     for _service, seen in agents_of(session, vm_id):
-        if project_id is None or seen.project_id == project_id:
+        if project_id is None or seen.project_id == project_id or (unowned and seen.project_id is None):
             return seen
     raise RowNotFound(noun="VM", id=vm_id)
+
+
+def visible(session: Session, project_id: str, vm_ids: Collection[str], *, unowned: bool = False) -> set[str]:
+    """Those of some VMs that a project may protect."""
+    mine = _visible(SeenVm, project_id, unowned)
+    return set(session.scalars(select(SeenVm.vm_id).where(SeenVm.vm_id.in_(vm_ids), *mine)))
+
+
+def _visible(noun: Any, project_id: str | None, unowned: bool) -> tuple[ColumnElement[bool], ...]:
+    if project_id is None:
+        return ()
+    mine: ColumnElement[bool] = noun.project_id == project_id
+    return (or_(mine, noun.project_id.is_(None)) if unowned else mine,)
 
 
 def drained(session: Session) -> list[Service]:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import exists, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from raksha.db import jobs, rows, runs, schedules
@@ -27,7 +27,7 @@ from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import RakshaError, StateConflict
 from raksha.schedule import Due, Schedule, due, wants_full
-from raksha.states import BackupKind, JobState, RunState
+from raksha.states import BackupKind, JobState
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +35,6 @@ _log = logging.getLogger(__name__)
 BATCH = 50
 #: seconds that a fire may be late without counting as missed
 GRACE = 300
-
-#: states of a full run that others may build on, or soon will
-_COUNTS = (
-    RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.AVAILABLE, RunState.DEGRADED
-)  # fmt: skip
 
 
 class Ticked(Struct, frozen=True):
@@ -71,7 +66,7 @@ def fire_batch(session: Session) -> Ticked:
         return Ticked()
     now = rows.clock(session) // SECOND
     ids = [job.id for job in found]
-    busy, based = _busy(session, ids), _based(session, ids)
+    busy, based = _busy(session, ids), runs.based(session, ids)
     fired = passed = 0
     for job in found:
         try:
@@ -146,13 +141,6 @@ def _busy(session: Session, job_ids: Sequence[str]) -> dict[str, str]:
     mine = BackupJobRun.backupjob_id.in_(job_ids), BackupJobRun.state.in_(runs.UNDER_WAY)
     found = session.execute(select(BackupJobRun.backupjob_id, BackupJobRun.id).where(*mine))
     return {job: run for job, run in found}  # noqa: C416 rows, not pairs
-
-
-def _based(session: Session, job_ids: Sequence[str]) -> set[str]:
-    """Jobs that have a full run, or are about to."""
-    mine = BackupJobRun.backupjob_id == BackupJob.id
-    full = exists().where(mine, BackupJobRun.kind == BackupKind.FULL, BackupJobRun.state.in_(_COUNTS))
-    return set(session.scalars(select(BackupJob.id).where(BackupJob.id.in_(job_ids), full)))
 
 
 def _micros(seconds: int | None) -> int | None:
