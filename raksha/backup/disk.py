@@ -1,18 +1,51 @@
-"""One captured disk becomes a stored copy: segments, image tables and map in the vault, inert until committed."""
+"""One captured disk becomes a stored copy: segments, image tables and map in the vault, inert until committed.
+
+Shared by `raksha local`, which then commits by itself, and the agent, which says what it has stored.
+"""
 
 from __future__ import annotations
 
+import threading
+
 from raksha.backup.pipeline import Destination, DiskPipeline, needs_parent_map
+from raksha.config import Settings
+from raksha.progress import Progress
 from raksha.states import BackupKind, ReadMode, Reason
 from raksha.types import Geometry, ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.chain import Chain
 from raksha.vault.commit import StoredDisk
+from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.image import write_image_objects
 from raksha.vault.map import MapBuilder
 from raksha.vault.metadata import FORMAT, BackupMetadata, BaseImageDocument, MapReference, Volume
 from raksha.virt.capture import Capture, DiskCapture
+
+
+def destination(
+    catalog: Catalog,
+    settings: Settings,
+    claim: str,
+    dedupe: DedupeIndex,
+    *,
+    progress: Progress,
+    cancel: threading.Event,
+) -> Destination:
+    """Into this vault, the way this host does it. `claim` names what is stored: no other writer may use it."""
+    spool_dir = settings.state_dir / "spool"
+    spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Destination(
+        store=catalog.store,
+        hasher=catalog.hasher(catalog.vault.key_id),
+        dedupe=dedupe,
+        claim=claim,
+        workers=settings.workers,
+        compression_level=settings.compression_level,
+        spool_dir=spool_dir,
+        progress=progress,
+        cancel=cancel,
+    )
 
 
 def store_disk(

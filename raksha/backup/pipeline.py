@@ -36,7 +36,7 @@ from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.map import DATA, MapBuilder
 from raksha.vault.segment import HASH_BYTES, Buffer, ClusterHasher, Codec, SegmentRow, segment_digest
 from raksha.vault.store import Store
-from raksha.virt.capture import DiskCapture, DiskReader
+from raksha.virt.capture import CaptureReader, DiskCapture
 
 #: cells in one pack (runs in one piece), also where nearly all of them are zeroes
 _CELLS_MAX = 4096
@@ -125,7 +125,7 @@ class DiskPipeline:
         self._parent = parent
         self._page: tuple[int, ChainPage | None] | None = None
         self._local = threading.local()
-        self._readers: list[DiskReader] = []
+        self._readers: list[CaptureReader] = []
         self._zero = bytes(geometry.cluster_size)
         self._failed = threading.Event()
         self._window = to.workers * 2
@@ -243,20 +243,22 @@ class DiskPipeline:
     # -- worker threads ---------------------------------------------------------------------------
 
     def _read(self, piece: Piece) -> list[Cell]:
+        if self._failed.is_set() or self._to.cancel.is_set():
+            raise Interrupted()
+        size, end = self._geometry.cluster_size, self._geometry.size
+        data = [run for run in piece.runs if run.kind is ExtentKind.DATA]
+        wanted = [(run.first * size, min(run.count * size, end - run.first * size)) for run in data]
+        blocks = iter(self._reader().pread_all(wanted) if wanted else ())
         cells: list[Cell] = []
         for run in piece.runs:
-            if self._failed.is_set() or self._to.cancel.is_set():
-                raise Interrupted()
             if run.kind is ExtentKind.ZERO:
                 cells += _zeroes(run, piece.expected)
             else:
-                cells += self._data(run, piece.expected)
+                cells += self._data(run, next(blocks), piece.expected)
         return cells
 
-    def _data(self, run: ClusterRun, expected: Expected | None) -> Iterator[Cell]:
+    def _data(self, run: ClusterRun, block: bytes | bytearray, expected: Expected | None) -> Iterator[Cell]:
         size, hasher = self._geometry.cluster_size, self._to.hasher
-        start = run.first * size
-        block = self._reader().pread(start, min(run.count * size, self._geometry.size - start))
         if len(block) < run.count * size:
             block = block.ljust(run.count * size, b"\0")
         # a view keeps the whole block in memory: right where all of it is stored at once
@@ -279,8 +281,8 @@ class DiskPipeline:
             return expected.is_data(cluster)
         return self._disk.mode is not ReadMode.FULL
 
-    def _reader(self) -> DiskReader:
-        reader: DiskReader | None = getattr(self._local, "reader", None)
+    def _reader(self) -> CaptureReader:
+        reader: CaptureReader | None = getattr(self._local, "reader", None)
         if reader is None:
             reader = self._local.reader = self._disk.open()
             self._readers.append(reader)

@@ -27,9 +27,9 @@ from contextlib import ExitStack
 from msgspec import Struct, field
 
 import raksha
-from raksha.backup.disk import store_disk
+from raksha.backup.disk import destination, store_disk
+from raksha.backup.documents import machine_document, vm_summary
 from raksha.backup.parents import Parents, find_parents, history_of, pin_for_full
-from raksha.backup.pipeline import Destination
 from raksha.config import Settings
 from raksha.errors import Interrupted
 from raksha.journal import HostRunState, Journal
@@ -39,7 +39,7 @@ from raksha.types import ResourceKey
 from raksha.vault.catalog import Catalog
 from raksha.vault.commit import StoredDisk, commit_run, establish
 from raksha.vault.dedupe import DedupeIndex
-from raksha.vault.metadata import FORMAT, ResourceSummary, RunDocument, VMMetadata, VmSummary
+from raksha.vault.metadata import FORMAT, BackupMetadata, RunDocument
 from raksha.virt.capture import Capture, CaptureEngine, CaptureRequest, Prepared, VmIdentity
 from raksha.virt.group import Group, freeze_together
 
@@ -163,7 +163,8 @@ class BackupRun(Struct):
                 capture.check()
             self._check()
             draft = self._document(group, disks, backupjob, job_name, started)
-            run = commit_run(self.catalog, draft, [*disks.values()], _machines(group.captures))
+            machines = {capture.machine.uuid: machine_document(capture) for capture in group.captures}
+            run = commit_run(self.catalog, draft, [*disks.values()], machines)
         except BaseException as error:
             _each(capture.abandon for capture in group.captures)
             self._failed(error)
@@ -176,7 +177,9 @@ class BackupRun(Struct):
     ) -> dict[ResourceKey, StoredDisk]:
         stored: dict[ResourceKey, StoredDisk] = {}
         with DedupeIndex() as dedupe:
-            to = self._destination(dedupe)
+            to = destination(
+                self.catalog, self.settings, self._claim, dedupe, progress=self.progress, cancel=self.cancel
+            )
             for capture in group.captures:
                 vm = capture.machine.uuid
                 for disk in capture.disks:
@@ -188,21 +191,6 @@ class BackupRun(Struct):
                     stored[key] = store_disk(self.catalog, capture, disk, key, to, reason)
                     self.progress.step(_told(capture, stored[key]))
         return stored
-
-    def _destination(self, dedupe: DedupeIndex) -> Destination:
-        spool_dir = self.settings.state_dir / "spool"
-        spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return Destination(
-            store=self.catalog.store,
-            hasher=self.catalog.hasher(self.catalog.vault.key_id),
-            dedupe=dedupe,
-            claim=self._claim,
-            workers=self.settings.workers,
-            compression_level=self.settings.compression_level,
-            spool_dir=spool_dir,
-            progress=self.progress,
-            cancel=self.cancel,
-        )
 
     def _finish(self, group: Group) -> list[str]:
         warnings: list[str] = []
@@ -232,7 +220,7 @@ class BackupRun(Struct):
             taken_at=min(capture.taken_at for capture in group.captures),
             finished_at=started,
             skew_seconds=group.skew_seconds,
-            vms=[_vm_summary(capture, disks) for capture in group.captures],
+            vms=[vm_summary(capture, _of(disks, capture)) for capture in group.captures],
             host=socket.gethostname(),
             raksha=raksha.__version__,
         )
@@ -242,45 +230,8 @@ class BackupRun(Struct):
             raise Interrupted()
 
 
-def _vm_summary(capture: Capture, disks: Mapping[ResourceKey, StoredDisk]) -> VmSummary:
-    mine = [disk.metadata for key, disk in disks.items() if key.vm == capture.machine.uuid]
-    return VmSummary(
-        vm=capture.machine.uuid,
-        name=capture.machine.name,
-        engine=capture.engine,
-        power=capture.machine.power,
-        consistency=capture.consistency,
-        taken_at=capture.taken_at,
-        frozen_seconds=capture.frozen_seconds,
-        resources=[
-            ResourceSummary(
-                resource=disk.resource,
-                size=disk.size,
-                kind=disk.kind,
-                parent=disk.parent,
-                mode=disk.mode,
-                reason=disk.reason,
-                volume=disk.volume,
-            )
-            for disk in mine
-        ],
-    )
-
-
-def _machines(captures: Sequence[Capture]) -> dict[str, VMMetadata]:
-    return {
-        capture.machine.uuid: VMMetadata(
-            format=FORMAT,
-            vm=capture.machine.uuid,
-            name=capture.machine.name,
-            power=capture.machine.power,
-            domain_xml=capture.machine.domain_xml,
-            live_xml=capture.machine.live_xml,
-            nvram=capture.machine.nvram,
-            files=dict(capture.machine.files),
-        )
-        for capture in captures
-    }
+def _of(disks: Mapping[ResourceKey, StoredDisk], capture: Capture) -> list[BackupMetadata]:
+    return [disk.metadata for key, disk in disks.items() if key.vm == capture.machine.uuid]
 
 
 def _told(capture: Capture, disk: StoredDisk) -> str:

@@ -34,7 +34,7 @@ FILE_CHANGES = {
 EXEMPT = {
     ("api/http_basic.py", "_write_private"): "written beside, then renamed: it is there whole or not at all",
     ("agent/local.py", "_spool"): "an empty directory of ours",
-    ("backup/run.py", "_destination"): "the same directory",
+    ("backup/disk.py", "destination"): "the same directory",
     ("journal.py", "_lock"): "a lock is the lock of the file, not the file",
     ("journal.py", "__init__"): "directories and file of the journal itself; what is in it are transactions",
     ("virt/libvirt/nbd.py", "close"): "socket directories; those of a killed process are swept",
