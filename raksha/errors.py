@@ -569,7 +569,7 @@ class ResultInvalid(Refused):
 class DatabaseBehind(Refused):
     code = "database_behind"
     message = "The vault {url} has commit {number}, of run {backupjobrun}, which the database does not know."
-    hint = "Was the database restored from an older dump? Nothing is committed or collected there before it is put right."
+    hint = "Was the database restored from an older dump? Nothing is committed or collected there until that is mended."
 
 
 # -- between processes --------------------------------------------------------------------------------
@@ -579,6 +579,12 @@ class BusUnavailable(RakshaError):
     code = "bus_unavailable"
     message = "{verb} could not be asked over the message bus: {detail}."
     hint = "It is asked again by itself; if it lasts, look at the broker."
+    retryable = True
+
+
+class GroupFailed(RakshaError):
+    code = "group_failed"
+    message = "VM {vm} was not captured with the others of its run: {detail}."
     retryable = True
 
 

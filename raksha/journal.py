@@ -55,6 +55,8 @@ CREATE TABLE IF NOT EXISTS fences (
 CREATE TABLE IF NOT EXISTS runs (
     run TEXT PRIMARY KEY, vault TEXT NOT NULL, job TEXT NOT NULL, claim TEXT NOT NULL, number INTEGER,
     state TEXT NOT NULL, begun REAL NOT NULL, ended REAL);
+CREATE TABLE IF NOT EXISTS results (
+    task TEXT PRIMARY KEY, body TEXT NOT NULL, since REAL NOT NULL);
 """
 
 
@@ -459,10 +461,12 @@ class Journal:
     # -- runs ---------------------------------------------------------------------------------------
 
     def run_begin(self, run: str, vault: str, job: str, claim: str) -> None:
+        """Again for a run that was claimed again, or has several VMs here: it is under way. A durable one stays so."""
         with self._transaction("run_begin") as db:
             db.execute(
-                "INSERT INTO runs (run, vault, job, claim, state, begun) VALUES (?, ?, ?, ?, ?, ?)",
-                (run, vault, job, claim, HostRunState.BEGUN.value, time.time()),
+                "INSERT INTO runs (run, vault, job, claim, state, begun) VALUES (?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (run) DO UPDATE SET claim = excluded.claim, state = excluded.state WHERE state != ?",
+                (run, vault, job, claim, HostRunState.BEGUN.value, time.time(), HostRunState.DURABLE.value),
             )
 
     def run_durable(self, run: str, number: int) -> None:
@@ -498,6 +502,25 @@ class Journal:
         with self._mutex:
             row = self._db.execute("SELECT state FROM runs WHERE run = ?", (run,)).fetchone()
         return HostRunState(row[0]) if row else None
+
+    # -- results ------------------------------------------------------------------------------------
+
+    def keep_result(self, task: str, body: str) -> None:
+        """What came of a task, until somebody has taken it. One that is there is replaced."""
+        with self._transaction("keep_result") as db:
+            row = (task, body, time.time())
+            db.execute(
+                "INSERT INTO results VALUES (?, ?, ?) ON CONFLICT (task) DO UPDATE SET body = excluded.body", row
+            )
+
+    def results(self) -> list[tuple[str, str]]:
+        """Task and body, oldest first."""
+        with self._mutex:
+            return self._db.execute("SELECT task, body FROM results ORDER BY since, task").fetchall()
+
+    def forget_result(self, task: str) -> None:
+        with self._transaction("forget_result") as db:
+            db.execute("DELETE FROM results WHERE task = ?", (task,))
 
     # -- locks --------------------------------------------------------------------------------------
 

@@ -145,6 +145,8 @@ class BackupOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     clones: tuple[Copy, ...] = ()
     #: the consistency group; None: it freezes by itself
     group: str | None = None
+    #: where the group fails, capture it all the same, by itself (its job says `degrade`); else the task fails
+    alone: bool = False
     max_parallel_disks: int | None = None
     #: bytes per second of this task, sent to the vault
     bandwidth_limit: int | None = None

@@ -52,6 +52,8 @@ class RestoreOrder(Struct, frozen=True):
     thin: Mapping[str, Path] = field(default_factory=dict)
     start: bool = False
     dry_run: bool = False
+    #: UUID of the new VM; None: any
+    identity: str | None = None
 
 
 class Restored(Struct, frozen=True):
@@ -98,6 +100,7 @@ def _machine(
         nvram_path=order.into.absolute() / f"{order.new_name}_VARS.fd",
         files=machine.files,
         start=order.start,
+        identity=order.identity,
     )
     if wanted.nvram is not None and wanted.nvram_path is not None:
         clear(wanted.nvram_path, lambda uuid: _is_defined(libvirt_uri, uuid))

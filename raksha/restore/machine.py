@@ -69,6 +69,8 @@ class MachineOrder(Struct, frozen=True):
     #: further files of the capture by their short names
     files: Mapping[str, bytes] = field(default_factory=dict)
     start: bool = False
+    #: UUID of the new VM; None: any
+    identity: str | None = None
 
 
 class RestoredMachine(Struct, frozen=True):
@@ -117,7 +119,8 @@ def _plan(order: MachineOrder) -> PlannedDomain:
         each.source.disk: NewDisk(str(each.path), each.format.value, "block" if each.device else "file")
         for each in order.disks
     }
-    return plan_domain(order.domain_xml, order.name, disks, str(order.nvram_path) if order.nvram is not None else None)
+    nvram = str(order.nvram_path) if order.nvram is not None else None
+    return plan_domain(order.domain_xml, order.name, disks, nvram, identity=order.identity)
 
 
 def disk_jobs(

@@ -104,6 +104,13 @@ class DiskReader(Protocol):
     def close(self) -> None: ...
 
 
+class CaptureReader(DiskReader, Protocol):
+    """One that takes many questions at once."""
+
+    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> Sequence[bytes | bytearray]:
+        """What lies at each offset and length, in their order. Raises `DiskReadFailed`."""
+
+
 class DiskCapture(Protocol):
     """One frozen disk."""
 
@@ -138,7 +145,7 @@ class DiskCapture(Protocol):
     def tracker(self) -> Tracker | None:
         """For the metadata: what another host must know to go on from this copy. None: it cannot."""
 
-    def open(self) -> DiskReader:
+    def open(self) -> CaptureReader:
         """A reader for one thread."""
 
     def extents(self) -> Iterator[Extent]:
@@ -193,6 +200,9 @@ class Capture(Protocol):
     def abandon(self) -> None:
         """The run is not durable: close the readers, keep tracker and layers as they are."""
 
+    def let_go(self) -> None:
+        """Nobody here knows what becomes of the run: close the readers and change nothing, as a kill would."""
+
 
 class Prepared(Protocol):
     """A VM that can be captured: checked, overlays made, nothing changed in its chain yet."""
@@ -205,6 +215,9 @@ class Prepared(Protocol):
 
     def snapshot(self) -> None:
         """Freeze the disks, atomically for all disks of this VM."""
+
+    def holds(self) -> bool:
+        """Whether the guest's file systems stand still since `freeze`, as far as can be told without asking it."""
 
     def thaw(self) -> None:
         """Undo `freeze`; does nothing if not frozen. Never raises."""

@@ -11,7 +11,7 @@ from raksha.errors import CaptureFailed, LibvirtFailed, QuiesceFailed, RakshaErr
 from raksha.journal import Journal, LayerState, Lock, OwnLayer
 from raksha.states import Consistency, Quiesce, ReadMode, Reason
 from raksha.types import Extent
-from raksha.virt.capture import BaseImage, CaptureRequest, DiskReader, Tracker
+from raksha.virt.capture import BaseImage, CaptureReader, CaptureRequest, Tracker
 from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.chain import modified, same_file
 from raksha.virt.libvirt.commit import Committer
@@ -82,7 +82,7 @@ class OverlayDisk:
         self._server = server
         self._depth = decision.depth if decision.mode is ReadMode.DELTA else None
 
-    def open(self) -> DiskReader:
+    def open(self) -> CaptureReader:
         return nbd.Reader(self._server)
 
     def extents(self) -> Iterator[Extent]:
@@ -278,6 +278,10 @@ class OverlayCapture:
                 self._thin_out(disk)
         finally:
             self._unlock()
+
+    def let_go(self) -> None:
+        self._close()
+        self._unlock()
 
     def _thin_out(self, disk: SurveyedDisk) -> None:
         """A vault that is away for long must not make chains grow for ever: merge into the oldest layer of ours.

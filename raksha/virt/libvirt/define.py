@@ -47,8 +47,10 @@ def plan_domain(
     disks: Mapping[str, NewDisk],
     nvram: str | None,
     exists: Callable[[str], bool] = os.path.exists,
+    identity: str | None = None,
 ) -> PlannedDomain:
     """The definition of a new VM. `nvram`: path of its UEFI variables; None: libvirt makes them from the template.
+    `identity`: its UUID; None: a new one.
 
     Raises `MetadataInvalid` for what is no domain definition.
     """
@@ -59,7 +61,7 @@ def plan_domain(
     devices = root.find("devices")
     if root.tag != "domain" or devices is None:
         raise MetadataInvalid(name="domain XML", detail="it is no domain with devices")
-    identity = str(uuid.uuid4())
+    identity = identity or str(uuid.uuid4())
     warnings: list[str] = []
     _identify(root, name, identity)
     _remove_labels(root)

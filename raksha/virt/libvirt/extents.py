@@ -6,7 +6,7 @@ looks at the files below, and a look at the whole of a large disk takes longer t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import merge
 from typing import Any
@@ -25,6 +25,8 @@ _STEP = 1024**3
 _GAP = 4 * 1024**2
 #: changes that one question is about, at most
 _GROUP = 4096
+#: questions asked together, at most, if they are not about more than one alone may be about
+_BATCH = 64
 
 #: from, to, in bytes
 Stretch = tuple[int, int]
@@ -41,7 +43,9 @@ def extents(source: Source, depth: int | None, also: Sequence[Stretch] = ()) -> 
     """
     with _context(source, _ALLOCATION) as allocation:
         if depth is None:
-            whole = _allocated(source, allocation, 0, source.size)
+            whole = _told(source, allocation, _ALLOCATION, 0, source.size)
+            if source.moving:
+                whole = _both(whole, _told(source, allocation, _ALLOCATION, 0, source.size))
             yield from _joined((start, end, flags) for start, end, flags in whole if not flags & nbd.STATE_ZERO)
             return
         if source.changes is None:
@@ -49,9 +53,10 @@ def extents(source: Source, depth: int | None, also: Sequence[Stretch] = ()) -> 
         with _context(source, source.changes) as changes:
             levels = _told(source, changes, source.changes, 0, source.size)
             changed = ((start, end) for start, end, level in levels if 1 <= level <= depth)
-            for group in _grouped(_union(merge(changed, also))):
-                found = _allocated(source, allocation, group[0][0], group[-1][1])
-                yield from _joined(_within(found, group))
+            for batch in _batches(_grouped(_union(merge(changed, also)))):
+                around = [(group[0][0], group[-1][1]) for group in batch]
+                for group, found in zip(batch, _allocated_all(source, allocation, around), strict=True):
+                    yield from _joined(_within(found, group))
 
 
 @contextmanager
@@ -66,26 +71,35 @@ def _context(source: Source, name: str) -> Iterator[nbd.NBD]:
         hang_up(handle)
 
 
-def _told(source: Source, handle: nbd.NBD, context: str, start: int, end: int) -> Iterator[Status]:
-    """From `start` to `end` without a gap."""
-    at = start
+def _told(
+    source: Source, handle: nbd.NBD, context: str, start: int, end: int, begun: Sequence[int] = ()
+) -> Iterator[Status]:
+    """From `start` to `end` without a gap. `begun`: what was said of the beginning."""
+    at, entries = start, begun
     while at < end:
-        entries = _ask(source, handle, context, at, min(_STEP, end - at))
+        entries = entries or _ask(source, handle, context, [(at, end)])[0]
         for length, value in zip(entries[::2], entries[1::2], strict=True):
             if at >= end:
                 return
             # an answer may cover a little more than was asked
             yield at, min(at + length, end), value
             at = min(at + length, end)
+        entries = ()
 
 
-def _allocated(source: Source, handle: nbd.NBD, start: int, end: int) -> Iterator[Status]:
-    found = _told(source, handle, _ALLOCATION, start, end)
+def _allocated_all(source: Source, handle: nbd.NBD, stretches: Sequence[Stretch]) -> list[Iterator[Status]]:
+    """Of each stretch. They are asked about together: to wait for each answer takes five times as long."""
+    begun = _ask(source, handle, _ALLOCATION, stretches)
+    found = [
+        _told(source, handle, _ALLOCATION, *stretch, entries)
+        for stretch, entries in zip(stretches, begun, strict=True)
+    ]
     if not source.moving:
         return found
     # QEMU looks first at what it kept and then at the disk below. What the guest discards in between reads as zero
     # there, although it was kept. That can spoil one look at it, not two: only what both call zero was zero.
-    return _both(found, _told(source, handle, _ALLOCATION, start, end))
+    again = [_told(source, handle, _ALLOCATION, *stretch) for stretch in stretches]
+    return [_both(one, other) for one, other in zip(found, again, strict=True)]
 
 
 def _both(one: Iterator[Status], other: Iterator[Status]) -> Iterator[Status]:
@@ -100,22 +114,34 @@ def _both(one: Iterator[Status], other: Iterator[Status]) -> Iterator[Status]:
             second = next(other, None)
 
 
-def _ask(source: Source, handle: nbd.NBD, context: str, offset: int, length: int) -> list[int]:
-    """Lengths and values by turns; they may cover less, or a little more, than was asked."""
-    answer: list[int] = []
+def _ask(source: Source, handle: nbd.NBD, context: str, stretches: Sequence[Stretch]) -> list[list[int]]:
+    """Of the beginning of each stretch: lengths and values by turns. They may cover a little more than was asked."""
+    answers: list[list[int]] = [[] for _ in stretches]
+    offset = stretches[0][0]
 
-    def note(told: str, _offset: int, entries: list[int], _error: Any) -> int:
-        if told == context and not answer:
-            answer.extend(entries)
-        return 0
+    def noting(answer: list[int]) -> Callable[[str, int, list[int], Any], int]:
+        def note(told: str, _offset: int, entries: list[int], _error: Any) -> int:
+            if told == context and not answer:
+                answer.extend(entries)
+            return 0
+
+        return note
 
     try:
-        handle.block_status(length, offset, note)
+        asked = [
+            handle.aio_block_status(min(_STEP, end - start), start, noting(answer))
+            for answer, (start, end) in zip(answers, stretches, strict=True)
+        ]
+        while handle.aio_in_flight():
+            handle.poll(-1)
+        for cookie, (start, _) in zip(asked, stretches, strict=True):
+            offset = start
+            handle.aio_command_completed(cookie)
     except nbd.Error as error:
         raise read_failed(source, offset, error) from error
-    if not answer:
+    if not all(answers):
         raise CaptureFailed(vm=source.vm, detail=f"QEMU does not tell {context} of disk {source.target}")
-    return answer
+    return answers
 
 
 def _union(stretches: Iterable[Stretch]) -> Iterator[Stretch]:
@@ -140,6 +166,20 @@ def _grouped(stretches: Iterable[Stretch]) -> Iterator[list[Stretch]]:
         group.append((start, end))
     if group:
         yield group
+
+
+def _batches(groups: Iterable[list[Stretch]]) -> Iterator[list[list[Stretch]]]:
+    batch: list[list[Stretch]] = []
+    length = 0
+    for group in groups:
+        around = group[-1][1] - group[0][0]
+        if batch and (length + around > _STEP or len(batch) == _BATCH):
+            yield batch
+            batch, length = [], 0
+        batch.append(group)
+        length += around
+    if batch:
+        yield batch
 
 
 def _within(found: Iterable[Status], stretches: Sequence[Stretch]) -> Iterator[Status]:

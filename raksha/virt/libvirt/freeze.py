@@ -132,16 +132,19 @@ class Freezer:
             return
         self.held = True
 
+    def holds(self) -> bool:
+        """It is frozen, and nobody of ours has thawed it."""
+        return self.held and self._watchdog is not None and self._watchdog.watching()
+
     def check(self) -> None:
         """Called right before the snapshot. Raises `QuiesceFailed` where a freeze is required and did not last."""
-        if self.held and (self._watchdog is None or not self._watchdog.watching()):
+        if self.held and not self.holds():
             self.held = False
             self._give_up("the freeze did not last until the snapshot")
 
     def snapshot_taken(self) -> None:
         """Called right after the snapshot: was it still our freeze?"""
-        if self.held and (self._watchdog is None or not self._watchdog.watching()):
-            self.held = False
+        self.held = self.holds()
 
     def thaw(self) -> None:
         """Never raises. What fails here is left to the watchdog, which goes on trying."""

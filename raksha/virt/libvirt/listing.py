@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 from msgspec import Struct
 
 from raksha.errors import LibvirtFailed, RakshaError, Refused
 from raksha.journal import Journal
+from raksha.virt.capture import BaseImage
+from raksha.virt.libvirt.capture import base_image_of
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
 from raksha.virt.libvirt.survey import Demands, check_disk, check_vm, is_candidate
@@ -46,18 +49,34 @@ def list_vms(
     connection: Connection, journal: Journal, demands: Callable[[Domain], tuple[str, Demands]]
 ) -> list[VmEntry]:
     """All VMs by name. `demands`: which engine would capture a VM, and what it asks. Raises `HypervisorUnavailable`."""
-    entries = []
+    return [look.vm for look in look_at_vms(connection, journal, demands)]
+
+
+class Look(Struct, frozen=True):
+    """A VM, and what a service wants to know besides."""
+
+    vm: VmEntry
+    #: what lies below everything else, by disk target
+    bases: dict[str, BaseImage]
+    #: its persistent definition
+    definition: str
+
+
+def look_at_vms(
+    connection: Connection, journal: Journal, demands: Callable[[Domain], tuple[str, Demands]]
+) -> Iterator[Look]:
+    """As `list_vms`."""
     for guest in connection.guests():
         try:
-            entries.append(_vm(guest, journal, demands))
+            yield _vm(guest, journal, demands)
         except LibvirtFailed as error:
             # It may have gone while we looked.
-            entries.append(VmEntry(guest.uuid, guest.name, "unknown", None, str(error.fields["detail"]), ()))
-    return entries
+            yield Look(VmEntry(guest.uuid, guest.name, "unknown", None, str(error.fields["detail"]), ()), {}, "")
 
 
-def _vm(guest: Guest, journal: Journal, choose: Callable[[Domain], tuple[str, Demands]]) -> VmEntry:
-    inactive = parse_domain(guest.inactive_xml())
+def _vm(guest: Guest, journal: Journal, choose: Callable[[Domain], tuple[str, Demands]]) -> Look:
+    definition = guest.inactive_xml()
+    inactive = parse_domain(definition)
     engine, demands = choose(inactive)
     try:
         check_vm(guest, inactive, demands)
@@ -66,12 +85,22 @@ def _vm(guest: Guest, journal: Journal, choose: Callable[[Domain], tuple[str, De
         reason = _why(error)
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
-    disks = tuple(_disk(guest, journal, disk, live, inactive, engine, demands) for disk in (live or inactive).disks)
-    return VmEntry(guest.uuid, guest.name, power, engine, reason, disks)
+    bases: dict[str, BaseImage] = {}
+    disks = tuple(
+        _disk(guest, journal, disk, live, inactive, engine, demands, bases) for disk in (live or inactive).disks
+    )
+    return Look(VmEntry(guest.uuid, guest.name, power, engine, reason, disks), bases, definition)
 
 
 def _disk(
-    guest: Guest, journal: Journal, disk: Disk, live: Domain | None, inactive: Domain, engine: str, demands: Demands
+    guest: Guest,
+    journal: Journal,
+    disk: Disk,
+    live: Domain | None,
+    inactive: Domain,
+    engine: str,
+    demands: Demands,
+    bases: dict[str, BaseImage],
 ) -> DiskEntry:
     counts: tuple[str, ...] = ()
     layers = 0
@@ -80,7 +109,11 @@ def _disk(
         reason = "it has no medium" if not disk.layers else "read-only" if disk.device == "disk" else f"a {disk.device}"
     else:
         try:
-            own = check_disk(guest, journal, disk, live, inactive, demands).lineage.own
+            lineage = check_disk(guest, journal, disk, live, inactive, demands).lineage
+            own = lineage.own
+            with suppress(OSError):  # of a network disk there is nothing to see here
+                if (base := base_image_of(lineage)) is not None:
+                    bases[disk.target] = base
             layers = len(own)
             bitmaps = [each for each in journal.bitmaps(guest.uuid) if each.target == disk.target]
             trackers = bitmaps if engine == "pull" else own

@@ -219,6 +219,9 @@ class OverlayPrepared:
             ):
                 raise CaptureFailed(vm=self.vm_name, detail="it was changed or shut off while the capture was prepared")
 
+    def holds(self) -> bool:
+        return self._freezer.holds()
+
     def thaw(self) -> None:
         self._freezer.thaw()
 

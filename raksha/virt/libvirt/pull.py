@@ -300,6 +300,9 @@ class PullPrepared:
             return False
         return bool(there)
 
+    def holds(self) -> bool:
+        return self._freezer.holds()
+
     def thaw(self) -> None:
         self._freezer.thaw()
 

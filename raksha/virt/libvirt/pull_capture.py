@@ -13,7 +13,7 @@ from raksha.errors import CaptureFailed, QuiesceFailed, RakshaError
 from raksha.journal import BitmapState, Journal, Lock, OwnBitmap
 from raksha.states import Quiesce, ReadMode
 from raksha.types import Extent
-from raksha.virt.capture import CaptureRequest, DiskReader, Tracker
+from raksha.virt.capture import CaptureReader, CaptureRequest, Tracker
 from raksha.virt.libvirt import nbd
 from raksha.virt.libvirt.capture import OfflineWatch, base_image_of, consistency_of, facts_of
 from raksha.virt.libvirt.connection import Guest
@@ -85,7 +85,7 @@ class PullDisk:
         self._source = source
         self._held = held
 
-    def open(self) -> DiskReader:
+    def open(self) -> CaptureReader:
         return nbd.Reader(self._source)
 
     def extents(self) -> Iterator[Extent]:
@@ -244,6 +244,9 @@ class PullCapture:
         if self._session is not None:
             self._session.give_up()
         self._close()
+
+    def let_go(self) -> None:
+        self._close()  # the guard ends the job, as it does when we die; bitmaps record on
 
     def _close(self) -> None:
         self._sources.close()
