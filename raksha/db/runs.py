@@ -61,9 +61,8 @@ class Detail(Struct, frozen=True):
 
 def create(session: Session, job: BackupJob, *, kind: BackupKind, trigger: Trigger, **more: Any) -> BackupJobRun:
     """A new run of a job, queued. The job counts it towards its next full one; a full one pays what the job owes."""
-    run = BackupJobRun(
-        backupjob_id=job.id, project_id=job.project_id, user_id=job.user_id, kind=kind, trigger=trigger, **more
-    )
+    given = {"user_id": job.user_id, **more}
+    run = BackupJobRun(backupjob_id=job.id, project_id=job.project_id, kind=kind, trigger=trigger, **given)
     session.add(run)
     session.flush()
     values: dict[str, Any] = {"runs_since_full": _since_full(kind)}
@@ -192,6 +191,13 @@ def based(session: Session, job_ids: Sequence[str]) -> set[str]:
     mine = BackupJobRun.backupjob_id == BackupJob.id
     full = exists().where(mine, BackupJobRun.kind == BackupKind.FULL, BackupJobRun.state.in_(_COUNTS))
     return set(session.scalars(select(BackupJob.id).where(BackupJob.id.in_(job_ids), full)))
+
+
+def restore_points(session: Session, job_id: str) -> dict[str, bool]:
+    """Restore points of a job by id, and whether each is protected."""
+    mine = BackupJobRun.backupjob_id == job_id, BackupJobRun.state.in_(POINTS)
+    found = session.execute(select(BackupJobRun.id, BackupJobRun.protected).where(*mine).order_by(BackupJobRun.id))
+    return {id: protected for id, protected in found}  # noqa: C416 rows, not pairs
 
 
 def request_cancel(session: Session, id: str) -> None:
