@@ -32,8 +32,14 @@ class SchedulerSettings(Struct, frozen=True):
     max_wait: float = 6 * 3600.0
     #: a run that has waited for slots for so long gets the next ones: none overtakes it any more
     max_overtaken: float = 900.0
+    #: between two heartbeats of an agent
+    heartbeat_interval: float = 10.0
+    #: without a word of its agent, the claim of a task is over after that
+    task_lease: float = 60.0
     #: for all tasks of a run to be claimed, for a consistency group to gather
     gather_timeout: float = 120.0
+    #: for all members of a group to freeze, and then to snapshot
+    freeze_timeout: float = 20.0
     #: since the end of its lease a task of a host that is gone has failed
     host_patience: float = 1800.0
     #: claims of a task that any agent can do; then it has failed
@@ -62,8 +68,14 @@ OPTIONS = [
                  help="Seconds that a run waits for an agent of its VMs or a vault before it has failed."),
     cfg.FloatOpt("max_overtaken", default=_DEFAULTS.max_overtaken, min=0,
                  help="Seconds that a run waits for slots before no other is let past it."),
+    cfg.FloatOpt("heartbeat_interval", default=_DEFAULTS.heartbeat_interval, min=0.1,
+                 help="Seconds between two heartbeats of an agent."),
+    cfg.FloatOpt("task_lease", default=_DEFAULTS.task_lease, min=1,
+                 help="Seconds without a word of its agent after which the claim of a task is over."),
     cfg.FloatOpt("gather_timeout", default=_DEFAULTS.gather_timeout, min=1,
                  help="Seconds for the tasks of a run to be claimed, and for a consistency group to gather."),
+    cfg.FloatOpt("freeze_timeout", default=_DEFAULTS.freeze_timeout, min=1,
+                 help="Seconds for all members of a consistency group to freeze, and then to snapshot."),
     cfg.FloatOpt("host_patience", default=_DEFAULTS.host_patience, min=0,
                  help="Seconds after the end of its lease after which a task of a host that is gone has failed."),
     cfg.IntOpt("max_claims", default=_DEFAULTS.max_claims, min=1,

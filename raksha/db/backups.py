@@ -5,11 +5,11 @@ Pinning a copy and deleting it both change the copy's own row on a condition, so
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import delete, exists, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
@@ -17,13 +17,14 @@ from raksha.db.columns import now
 from raksha.db.models import BackupJobRun, BackupJobRunVmResource, Pin, Task, Tombstone, Vault, VmResourceBackup
 from raksha.db.transition import transition
 from raksha.errors import RowNotFound, StateConflict, StillNeeded
-from raksha.states import BackupState, PinHolder, RunState, TaskState
+from raksha.states import BackupKind, BackupState, PinHolder, RunState, TaskState
 
 NOUN = "resource backup"
 
 _TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 _OPEN = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.CANCELLING,
          RunState.NEEDS_ATTENTION)  # fmt: skip
+_POINTS = (RunState.AVAILABLE, RunState.DEGRADED)
 #: pinned ones are alive whatever else they are
 _ALIVE = (BackupState.AVAILABLE, BackupState.DEGRADED, BackupState.TRASHED)
 
@@ -37,6 +38,16 @@ class Ground(Struct, frozen=True):
     ended_tasks: set[str]
     #: number of the last commit that the database knows
     last_commit: int
+
+
+class Known(Struct, frozen=True):
+    """A stored copy and what its run tells of it."""
+
+    copy: VmResourceBackup
+    #: of the commit: copies of a VM are ordered by it
+    number: int
+    #: its run is a restore point, not on its way out
+    is_point: bool
 
 
 def create(session: Session, resource: BackupJobRunVmResource, vault: Vault, **more: Any) -> VmResourceBackup:
@@ -60,20 +71,31 @@ def get(session: Session, id: str) -> VmResourceBackup:
     return rows.one(session, select(VmResourceBackup).where(VmResourceBackup.id == id), NOUN, id)
 
 
-def newest(session: Session, vault_id: str, vm_id: str, resource: str, limit: int = 1) -> list[VmResourceBackup]:
-    """The last available copies of a disk in a vault, of any job, the newest first."""
-    disk = VmResourceBackup.vm_id == vm_id, VmResourceBackup.resource == resource
-    here = VmResourceBackup.vault_id == vault_id, VmResourceBackup.state == BackupState.AVAILABLE
-    order = VmResourceBackup.created_at.desc(), VmResourceBackup.id
-    return list(session.scalars(select(VmResourceBackup).where(*disk, *here).order_by(*order).limit(limit)))
+def of_vm(session: Session, vault_id: str, vm_id: str) -> list[Known]:
+    """Copies of a VM's disks in a vault that hold data, of any job, the newest commit first."""
+    here = VmResourceBackup.vm_id == vm_id, VmResourceBackup.vault_id == vault_id
+    return _known(session, [*here, VmResourceBackup.state.in_(_ALIVE)], None)
 
 
-def on_base(session: Session, vault_id: str, base_image: str, limit: int) -> list[VmResourceBackup]:
-    """Available copies of disks that share a base image, in the same vault, the newest first: sources of dedupe."""
+def on_base(
+    session: Session, vault_id: str, base_image: str, limit: int, *, but_vm: str | None = None
+) -> list[Known]:
+    """Available full copies of disks that share a base image, in the same vault, the newest first: sources of dedupe.
+
+    `but_vm`: not of this one.
+    """
     here = VmResourceBackup.vault_id == vault_id, VmResourceBackup.state == BackupState.AVAILABLE
-    order = VmResourceBackup.created_at.desc(), VmResourceBackup.id
-    statement = select(VmResourceBackup).where(*here, VmResourceBackup.base_image == base_image)
-    return list(session.scalars(statement.order_by(*order).limit(limit)))
+    same = VmResourceBackup.base_image == base_image, VmResourceBackup.kind == BackupKind.FULL
+    others = () if but_vm is None else (VmResourceBackup.vm_id != but_vm,)
+    return _known(session, [*here, *same, *others, BackupJobRun.state.in_(_POINTS)], limit)
+
+
+def _known(session: Session, where: Sequence[ColumnElement[bool]], limit: int | None) -> list[Known]:
+    run = BackupJobRun.id == VmResourceBackup.backupjobrun_id
+    columns = VmResourceBackup, func.coalesce(BackupJobRun.commit_number, 0), BackupJobRun.state
+    order = BackupJobRun.commit_number.desc(), VmResourceBackup.created_at.desc(), VmResourceBackup.id
+    statement = select(*columns).join(BackupJobRun, run).where(*where).order_by(*order).limit(limit)
+    return [Known(copy, number, state in _POINTS) for copy, number, state in session.execute(statement)]
 
 
 def chain(session: Session, id: str) -> list[VmResourceBackup]:
@@ -101,13 +123,17 @@ def pin(session: Session, kind: PinHolder, holder_id: str, backup_ids: Iterable[
     Raises `RowNotFound`, `StateConflict` for one that is not available (any more): the caller drops the transaction.
     """
     held = set(session.scalars(select(Pin.vm_resource_backup_id).where(Pin.holder_id == holder_id)))
-    for id in sorted(set(backup_ids) - held):  # in one order: two who pin the same never block each other
-        available = VmResourceBackup.state.in_((BackupState.AVAILABLE, BackupState.DEGRADED))
-        statement = update(VmResourceBackup).where(VmResourceBackup.id == id, available)
-        if rows.changed(session, statement.values(pin_count=VmResourceBackup.pin_count + 1)) == 0:
-            found = get(session, id).state
-            raise StateConflict(noun=NOUN, id=id, found=found, wanted=BackupState.AVAILABLE, to="pinned")
-        session.add(Pin(vm_resource_backup_id=id, holder_kind=kind, holder_id=holder_id))
+    new = sorted(set(backup_ids) - held)  # in one order: two who pin the same never block each other
+    if not new:
+        return
+    available = VmResourceBackup.state.in_((BackupState.AVAILABLE, BackupState.DEGRADED))
+    statement = update(VmResourceBackup).where(VmResourceBackup.id.in_(new), available)
+    if rows.changed(session, statement.values(pin_count=VmResourceBackup.pin_count + 1)) != len(new):
+        for id in new:
+            if (found := get(session, id).state) not in (BackupState.AVAILABLE, BackupState.DEGRADED):
+                raise StateConflict(noun=NOUN, id=id, found=found, wanted=BackupState.AVAILABLE, to="pinned")
+        raise RowNotFound(noun=NOUN, id=", ".join(new))
+    session.add_all(Pin(vm_resource_backup_id=id, holder_kind=kind, holder_id=holder_id) for id in new)
     session.flush()
     rows.reread(session, VmResourceBackup)
 

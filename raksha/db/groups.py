@@ -18,7 +18,7 @@ from sqlalchemy import func, literal, select, update
 from sqlalchemy.orm import Session
 
 from raksha.db import rows
-from raksha.db.columns import SECOND, now
+from raksha.db.columns import SECOND, new_id, now
 from raksha.db.models import Barrier, BarrierMember
 from raksha.db.transition import transition
 from raksha.errors import StateConflict
@@ -44,9 +44,12 @@ STAGES: Mapping[BarrierState, Stage] = {
 _OPEN = tuple(STAGES)
 
 
-def open_group(session: Session, run_id: str, tasks: Mapping[str, str], seconds: float) -> Barrier:
-    """A group of VMs, `tasks` by VM, that must have gathered within so many seconds."""
-    group = Barrier(backupjobrun_id=run_id, deadline_at=rows.clock(session) + round(seconds * SECOND))
+def open_group(
+    session: Session, run_id: str, tasks: Mapping[str, str], seconds: float, *, id: str | None = None
+) -> Barrier:
+    """A group of VMs, `tasks` by VM, that must have gathered within so many seconds. `id`: it is to have this one."""
+    deadline = rows.clock(session) + round(seconds * SECOND)
+    group = Barrier(id=id or new_id(), backupjobrun_id=run_id, deadline_at=deadline)
     session.add(group)
     session.flush()
     session.add_all(BarrierMember(barrier_id=group.id, vm_id=vm, task_id=task) for vm, task in sorted(tasks.items()))

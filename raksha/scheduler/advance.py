@@ -3,8 +3,8 @@
     READY        a task was claimed                                     ->  RUNNING
     RUNNING      one failed, and the job says abort                     ->  the others are told to stop
     RUNNING      all have ended, well or well enough                    ->  COMMITTING, slots are kept
-    RUNNING      all have ended, otherwise                              ->  ERROR, slots are free, perhaps a retry
-    CANCELLING   all have ended                                         ->  CANCELLED, slots are free
+    RUNNING      all have ended, otherwise                              ->  ERROR, its hosts are told, perhaps a retry
+    CANCELLING   all have ended                                         ->  CANCELLED, its hosts are told
     any          a task needs a person, the others have ended           ->  NEEDS_ATTENTION, until it does not
 
 The commit itself, and what follows it, is not here.
@@ -21,13 +21,13 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import backups, groups, jobs, runs, slots, tasks
+from raksha.db import backups, groups, jobs, runs, tasks
 from raksha.db.columns import now
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Task, VmResourceBackup
 from raksha.db.session import Database
 from raksha.db.transition import transition, transition_all
 from raksha.errors import StateConflict
-from raksha.scheduler import retry
+from raksha.scheduler import releasing, retry
 from raksha.states import BackupState, BarrierState, RunState, RunVmState, TaskKind, TaskState
 
 #: runs that tasks can move
@@ -151,7 +151,7 @@ def _end(session: Session, run: BackupJobRun, job: BackupJob, mine: list[Task], 
         return
     if run.state == RunState.CANCELLING:
         transition(session, BackupJobRun, run.id, RunState.CANCELLED, finished_at=now())
-        _let_go(session, run.id)
+        let_go(session, run)
         return
     stored = [task for task in mine if task.state == TaskState.DONE]
     if stored and (len(stored) == len(mine) or job.on_vm_failure == "degrade"):
@@ -180,15 +180,19 @@ def _first_error(mine: list[Task]) -> dict[str, Any]:
 def fail(
     session: Session, run: BackupJobRun, job: BackupJob, error: dict[str, Any], settings: SchedulerSettings
 ) -> None:
-    """End a run that is to become no restore point; queue another in its place if its job wants that."""
+    """End a run that is to become no restore point; queue another in its place if its job wants that.
+
+    Its hosts are told, and its VMs are not to be had until they have heard.
+    """
     transition(session, BackupJobRun, run.id, RunState.ERROR, error=error, finished_at=now())
-    _let_go(session, run.id)
+    let_go(session, run)
     retry.after(session, run, job, error, settings)
 
 
-def _let_go(session: Session, run_id: str) -> None:
+def let_go(session: Session, run: BackupJobRun) -> None:
     """What a run without result holds."""
-    copies = VmResourceBackup.backupjobrun_id == run_id
+    copies = VmResourceBackup.backupjobrun_id == run.id
     transition_all(session, VmResourceBackup, BackupState.ERROR, [copies], start={BackupState.CREATING})
-    backups.unpin(session, run_id)
-    slots.release(session, run_id)
+    backups.unpin(session, run.id)
+    releasing.tell_hosts(session, run, None)
+    releasing.release_when_over(session, run.id)

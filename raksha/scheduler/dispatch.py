@@ -4,7 +4,9 @@
     for each, in one transaction:
         its VMs, each with the agent that has it, and its vault             else: a reason, and later again
         all slots of VMs, hosts, project and vault                          else: a reason, nothing is reserved
-        the run READY, a claimable task for each VM, its group open
+        the run READY, what it may build on pinned, a claimable task with its whole order for each VM, its group open
+
+A project's first run makes its vault: between two transactions, before anything can be claimed.
 
 A host has a slot for each task that its agent may hold, so a group that was started can be claimed as a whole.
 A run that was overtaken for too long keeps the slots it waits for from those behind it.
@@ -19,21 +21,25 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import groups, jobs, rows, runs, services, slots, tasks, usage, vaults
-from raksha.db.columns import SECOND, now
+from raksha.db.columns import SECOND, new_id, now
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Reservation, Service, Task, Vault, VaultService
 from raksha.db.session import Database
 from raksha.db.slots import Slot
 from raksha.db.transition import transition
-from raksha.errors import StateConflict
+from raksha.errors import RowNotFound, StateConflict
 from raksha.scheduler import advance
+from raksha.scheduler.parents import choose
 from raksha.scheduler.placement import Placed, Wait, members, place, willing
-from raksha.states import JobState, RunState, RunVmState, ServiceKind, TaskKind, TaskState
+from raksha.scheduler.places import make_vault, vault_url
+from raksha.states import BackupKind, JobState, RunState, RunVmState, ServiceKind, TaskKind, TaskState
+from raksha.tasks import BackupOrder
 
 _log = logging.getLogger(__name__)
 
@@ -59,8 +65,14 @@ class _Plan(Struct, frozen=True):
     placed: Sequence[Placed]
     #: VMs that are left out
     skipped: Sequence[Wait]
-    service: VaultService
+    vault: Vault
     wanted: Sequence[Slot]
+
+
+class _NoVaultYet(Struct, frozen=True):
+    """It is to be made first."""
+
+    vault: Vault
 
 
 class _Round:
@@ -75,6 +87,8 @@ class _Round:
         self.full: set[tuple[str, str]] = set()
         #: slots, by kind and name, that are kept for runs which were overtaken too long
         self.kept: set[tuple[str, str]] = set()
+        #: vaults that were to be made in this round, and why that failed
+        self.unmade: dict[str, Wait | None] = {}
 
     def waited(self, run: BackupJobRun) -> float:
         """Seconds."""
@@ -101,8 +115,8 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
             waiting += 1
             continue
         try:
-            outcome = database.run(partial(_start, round_=round_, run_id=run.id))
-        except StateConflict:  # cancelled, or another scheduler has it
+            outcome = _started(database, round_, run.id)
+        except (StateConflict, RowNotFound):  # cancelled, another scheduler has it, or a copy of it went just now
             continue
         if isinstance(outcome, Wait):
             waiting += 1
@@ -114,11 +128,31 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
     return Dispatched(started, waiting, frozenset(hosts))
 
 
-def _start(session: Session, round_: _Round, run_id: str) -> Wait | set[str]:
+def _started(database: Database, round_: _Round, run_id: str) -> Wait | set[str]:
+    """Makes the vault as well, where there is none."""
+    outcome = database.run(partial(_start, round_=round_, run_id=run_id))
+    if not isinstance(outcome, _NoVaultYet):
+        return outcome
+    vault = outcome.vault
+    if vault.id not in round_.unmade:
+        round_.unmade[vault.id] = make_vault(database, vault)
+    again = database.run(partial(_start, round_=round_, run_id=run_id, unmade=round_.unmade[vault.id]))
+    if isinstance(again, _NoVaultYet):  # it was made, and the row is gone since
+        raise RowNotFound(noun=vaults.NOUN, id=vault.id)
+    return again
+
+
+def _start(
+    session: Session, round_: _Round, run_id: str, unmade: Wait | None = None
+) -> Wait | set[str] | _NoVaultYet:
     """One run, whole or not at all. The hosts on which it starts; none: it has failed."""
     run = runs.get(session, None, run_id)
     job = jobs.get(session, None, run.backupjob_id)
     plan = _plan(session, round_, run, job)
+    if isinstance(plan, _NoVaultYet):
+        if unmade is None:
+            return plan
+        plan = unmade
     if isinstance(plan, Wait):
         if plan.slot is None and round_.waited(run) > round_.settings.max_wait:
             advance.fail(session, run, job, plan.document(), round_.settings)
@@ -132,7 +166,7 @@ def _start(session: Session, round_: _Round, run_id: str) -> Wait | set[str]:
 # -- what a run needs -------------------------------------------------------------------------------
 
 
-def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -> _Plan | Wait:
+def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -> _Plan | Wait | _NoVaultYet:
     """What the run needs, all its slots reserved; or why not, with nothing reserved."""
     if job.state in (JobState.SUSPENDED, JobState.DELETING):
         return Wait("job_not_active", f"its job is {job.state}")
@@ -146,9 +180,12 @@ def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -
     blocked = _too_large(job, placed) or _vm_in_use(session, run, placed) or _kept(round_, wanted)
     if blocked is not None:
         return blocked
+    vault = vaults.of_project(session, service, run.project_id, vault_url(service, run.project_id))
+    if vault.vault_uuid is None:
+        return _NoVaultYet(vault)
     full = slots.reserve(session, run.id, wanted)
     if full is None:
-        return _Plan(placed, missing, service, wanted)
+        return _Plan(placed, missing, vault, wanted)
     if round_.waited(run) > round_.settings.max_overtaken:
         round_.kept |= {(slot.kind, slot.name) for slot in wanted}
     slot = (full.kind, full.name)
@@ -237,21 +274,22 @@ def _stay(session: Session, round_: _Round, run: BackupJobRun, wait: Wait) -> No
 
 
 def _begin(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob, plan: _Plan) -> None:
-    vault = vaults.of_project(session, plan.service, run.project_id, vault_url(plan.service, run.project_id))
+    vault = plan.vault
     transition(
         session, BackupJobRun, run.id, RunState.READY, start={RunState.QUEUED}, queued_reason=None, vault_id=vault.id
     )
+    group = new_id() if job.consistency_group and len(plan.placed) > 1 else None
     by_vm = {}
     for each in plan.placed:
         session.add(_vm_of_run(run, each))
-        by_vm[each.member.vm_id] = _task(session, run, job, vault, each).id
+        by_vm[each.member.vm_id] = _task(session, run, job, vault, each, group).id
     for wait in plan.skipped:
         vm = BackupJobRunVm(backupjobrun_id=run.id, vm_id=wait.vm_id)
         session.add(vm)
         session.flush()
         transition(session, BackupJobRunVm, vm.id, RunVmState.SKIPPED, error=wait.document())
-    if job.consistency_group and len(by_vm) > 1:
-        groups.open_group(session, run.id, by_vm, round_.settings.gather_timeout)
+    if group is not None:
+        groups.open_group(session, run.id, by_vm, round_.settings.gather_timeout, id=group)
     tasks.release(session, run_id=run.id)
 
 
@@ -265,31 +303,37 @@ def _vm_of_run(run: BackupJobRun, each: Placed) -> BackupJobRunVm:
     )
 
 
-def _task(session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, each: Placed) -> Task:
-    order = {
-        "kind": run.kind.value,
-        "quiesce": job.quiesce.value,
-        "engine": job.engine,
-        "excluded_disks": list(each.member.excluded_disks),
-        "max_parallel_disks": job.max_parallel_disks,
-        "bandwidth_limit": job.bandwidth_limit,
-        "hints": job.hints or {},
-    }
+def _task(
+    session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, each: Placed, group: str | None
+) -> Task:
+    vm = each.member.vm_id
+    used = choose(session, run, vault.id, vm, each.disks)
+    order = BackupOrder(
+        backupjob=job.id,
+        backupjobrun=run.id,
+        vm=vm,
+        exclude=each.member.excluded_disks,
+        quiesce=job.quiesce,
+        engine=job.engine,
+        full=run.kind == BackupKind.FULL,
+        parents=used.parents,
+        reasons=used.reasons,
+        history=used.history,
+        clones=used.clones,
+        group=group,
+        max_parallel_disks=job.max_parallel_disks,
+        bandwidth_limit=job.bandwidth_limit,
+    )
     return tasks.add(
         session,
         kind=TaskKind.BACKUP,
         project_id=run.project_id,
         backupjobrun_id=run.id,
         vault_id=vault.id,
-        vm_id=each.member.vm_id,
+        vm_id=vm,
         host=each.host,
-        order=order,
+        order=msgspec.to_builtins(order),
     )
-
-
-def vault_url(service: VaultService, project_id: str) -> str:
-    """Of a project's vault: a folder of its own; in Swift it has an account of its own."""
-    return service.url if service.kind == "swift" else f"{service.url.rstrip('/')}/{project_id}"
 
 
 def _told(session: Session, agents: Sequence[Service]) -> set[str]:

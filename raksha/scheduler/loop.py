@@ -2,7 +2,8 @@
 
 A step that fails (the database is away, say) is logged, and comes again with the next round: no failure ends the loop.
 Rounds begin with a random part of the interval, so that schedulers started together do not look together for ever.
-Somebody's hint (`raksha.wake`) begins a round at once. A drained or disabled scheduler gives heartbeats, nothing else.
+Somebody's hint (`raksha.wake`) begins a round at once. Agents are answered beside that (`serve`). A drained or disabled
+scheduler gives heartbeats and answers, nothing else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from raksha.rpc import Bus
 from raksha.scheduler.advance import advance
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
+from raksha.scheduler.serve import handlers
 from raksha.scheduler.tick import tick
 from raksha.states import ServiceKind, ServiceState
 from raksha.wake import AGENTS, SCHEDULERS, WAKE, Wake
@@ -123,4 +125,5 @@ class Loop:
     def _heard(self) -> AbstractContextManager[None]:
         if self._bus is None:
             return nullcontext()
-        return self._bus.serve(SCHEDULERS, self._settings.name, {WAKE: self.wake})
+        answers = handlers(self._database, self._settings, self.wake)
+        return self._bus.serve(SCHEDULERS, self._settings.name, {**answers, WAKE: self.wake})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,6 +13,7 @@ from sqlalchemy.orm import Session
 from raksha.db import jobs, services
 from raksha.db.models import BackupJob, SeenVm, Service
 from raksha.states import ServiceState
+from raksha.tasks import SeenDisk
 
 
 class Wait(Struct, frozen=True):
@@ -39,6 +41,8 @@ class Placed(Struct, frozen=True):
     host: str
     #: tasks that the agent may hold at once
     capacity: int
+    #: as its agent sees them
+    disks: tuple[SeenDisk, ...] = ()
 
 
 def members(session: Session, job: BackupJob, unowned: bool) -> list[jobs.Member]:
@@ -86,7 +90,7 @@ def place(
         return Wait("agent_disabled", f"the agent of host {service.host} is {service.state}", vm_id=member.vm_id)
     if vm.refusal is not None:
         return Wait("vm_refused", f"{vm.name} cannot be protected: {_said(vm.refusal)}", vm_id=member.vm_id)
-    return Placed(member, vm.name, service.host, service.capacity)
+    return Placed(member, vm.name, service.host, service.capacity, msgspec.convert(vm.disks, tuple[SeenDisk, ...]))
 
 
 def willing(agents: Iterable[Service], placement: Mapping[str, Any] | None) -> list[Service]:

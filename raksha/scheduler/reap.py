@@ -21,12 +21,13 @@ from sqlalchemy import delete, exists, func, literal, select
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import groups, rows, services, slots, tasks
+from raksha.db import backups, groups, rows, services, slots, tasks
 from raksha.db.columns import SECOND, now
 from raksha.db.models import BackupJobRun, BackupJobRunVm, Barrier, Restore, Service, Task
 from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
+from raksha.scheduler.groups import LATE
 from raksha.states import RestoreState, RunState, ServiceKind, ServiceState, TaskState
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,6 @@ LOOKED_AT = 1000
 _OVER_RUNS = (RunState.AVAILABLE, RunState.DEGRADED, RunState.CANCELLED, RunState.ERROR, RunState.DELETING)
 _OVER_RESTORES = (RestoreState.DONE, RestoreState.CANCELLED, RestoreState.ERROR)
 _LOST = {"code": "agent_lost", "message": "its agent was silent for too long"}
-_LATE = {"code": "group_late", "message": "not all VMs of the group were ready in time"}
 _UNCLAIMED = {"code": "not_claimed", "message": "no agent has claimed it in time; it is tried again"}
 #: somebody else was first: there is nothing left to do
 _FIRST = (EpochStale, RowNotFound, StateConflict, StillNeeded)
@@ -70,7 +70,7 @@ def reap(database: Database, settings: SchedulerSettings) -> Reaped:
     failed = sum(_tried(database, partial(give_up, task=task)) for task in lost)
     for task in lost:
         _log.warning("task %s of run %s on %s: its agent is lost", task.id, task.backupjobrun_id, task.host)
-    failed_groups = sum(database.run(partial(groups.fail, id=id, error=_LATE)) for id in late)
+    failed_groups = sum(database.run(partial(groups.fail, id=id, error=LATE)) for id in late)
     with database.reading() as session:
         ended, drained = _ended(session), bool(services.drained(session))
     freed = database.run(lambda session: sum(slots.release(session, holder) for holder in ended)) if ended else 0
@@ -115,16 +115,18 @@ def withdraw(session: Session, run_id: str, settings: SchedulerSettings) -> None
     # no claim of them ever wrote anything, so nothing needs to remember them
     for noun in (Barrier, Task, BackupJobRunVm):
         rows.changed(session, delete(noun).where(noun.backupjobrun_id == run_id))
+    backups.unpin(session, run_id)
     slots.release(session, run_id)
 
 
 def _left_behind(session: Session, settings: SchedulerSettings) -> list[Task]:
-    """Claimable tasks of hosts whose agents have been silent for too long, others of their run being under way."""
+    """Claimable tasks of hosts whose agents have been silent for too long: others of their run are under way, or it is
+    over and nobody hears of that. An agent that comes back learns it from its next orders."""
     old = now() - literal(round(settings.host_patience * SECOND))
     agent = Service.kind == ServiceKind.AGENT, Service.host == Task.host, Service.heartbeat_at >= old
     waiting = Task.state == TaskState.READY, Task.host.is_not(None), Task.created_at < old, ~exists().where(*agent)
-    running = BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state == RunState.RUNNING
-    return list(session.scalars(select(Task).where(*waiting, exists().where(*running)).limit(LOOKED_AT)))
+    begun = BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state.not_in((RunState.READY, RunState.QUEUED))
+    return list(session.scalars(select(Task).where(*waiting, exists().where(*begun)).limit(LOOKED_AT)))
 
 
 # -- what is over -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from raksha.db import backups, jobs, migrate, runs, services, tasks, vaults
+from raksha.db.columns import new_id
 from raksha.db.models import (
     BackupJob,
     BackupJobRun,
@@ -99,9 +100,13 @@ def make_run(session: Session, job: BackupJob, **more: Any) -> BackupJobRun:
     return runs.create(session, job, **given)
 
 
-def make_vault(session: Session, project_id: str = PROJECT) -> Vault:
+def make_vault(session: Session, project_id: str = PROJECT, *, made: bool = True) -> Vault:
+    """The row of a project's vault; `made`: as if its `vault.json` was there."""
     service = vaults.declare(session, "main", kind="directory", url="file:///srv/vault", is_default=True)
-    return vaults.of_project(session, service, project_id, f"file:///srv/vault/{project_id}")
+    vault = vaults.of_project(session, service, project_id, f"file:///srv/vault/{project_id}")
+    if made and vault.vault_uuid is None:
+        vaults.established(session, vault.id, new_id())
+    return vault
 
 
 def make_copy(

@@ -84,8 +84,15 @@ def held(database: Database) -> dict[tuple[str, str], list[str]]:
 
 
 def claim(database: Database, agent: Service, seconds: float = 60, limit: int = 10) -> list[Task]:
-    kinds = (TaskKind.BACKUP, TaskKind.VERIFY, TaskKind.RESTORE)
+    kinds = (TaskKind.BACKUP, TaskKind.FINISH, TaskKind.VERIFY, TaskKind.RESTORE)
     return database.run(lambda s: tasks.claim(s, agent.id, kinds, limit, seconds))
+
+
+def finish_all(database: Database, agent: Service) -> None:
+    """Its agent has heard what became of runs."""
+    for task in claim(database, agent):
+        assert task.kind == TaskKind.FINISH
+        finish(database, task)
 
 
 def finish(database: Database, task: Task, to: TaskState = TaskState.DONE, error: Any = None) -> None:

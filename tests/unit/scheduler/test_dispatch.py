@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +57,7 @@ def test_a_run_gets_its_slots_its_tasks_and_its_group(sqlite: Database, vault: s
     assert [(t.vm_id, t.host, t.state, t.kind) for t in found] == [
         ("db", "host-b", TaskState.READY, TaskKind.BACKUP), ("web", "host-a", TaskState.READY, TaskKind.BACKUP)
     ]  # fmt: skip
-    assert found[0].order["kind"] == "full"
+    assert found[0].order["full"] is True
     assert found[0].order["bandwidth_limit"] == 1000
     assert {task.vault_id for task in found} == {vault}
     wanted = [("host", "host-a"), ("host", "host-b"), ("project", PROJECT), ("vm", "db"), ("vm", "web")]
@@ -131,8 +132,9 @@ def test_a_project_has_its_limit(sqlite: Database, vault: str) -> None:
     assert go(sqlite).started == 1
 
 
-def test_a_vault_has_its_limit(sqlite: Database) -> None:
-    sqlite.run(lambda s: vaults.declare(s, "slow", kind="directory", url="file:///srv/slow", max_runs=1))
+def test_a_vault_has_its_limit(sqlite: Database, tmp_path: Path) -> None:
+    (tmp_path / "slow").mkdir()
+    sqlite.run(lambda s: vaults.declare(s, "slow", kind="directory", url=f"file://{tmp_path}/slow", max_runs=1))
     sqlite.run(lambda s: agent_with(s, "host-a", ["a", "b"]))
     queue(sqlite, "a", "a")
     queue(sqlite, "b", "b")
@@ -140,7 +142,7 @@ def test_a_vault_has_its_limit(sqlite: Database) -> None:
     (waiting,) = [run for run in runs_of(sqlite) if run.state == RunState.QUEUED]
     assert waiting.queued_reason["code"] == "vault_busy"
     with sqlite.reading() as session:
-        assert [vault.url for vault in vaults.all_vaults(session)] == [f"file:///srv/slow/{PROJECT}"]
+        assert [vault.url for vault in vaults.all_vaults(session)] == [f"file://{tmp_path}/slow/{PROJECT}"]
 
 
 def test_without_a_vault_nothing_starts(sqlite: Database) -> None:

@@ -22,7 +22,7 @@ from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import Reaped, reap, withdraw
 from raksha.states import BarrierState, RunState, RunVmState, ServiceState, TaskKind, TaskState, Trigger
 from tests.bed.databases import make_agent, make_job, make_run, make_task, make_vault
-from tests.bed.scheduling import SETTINGS, aged, agent_with, claim, finish, held, job_of, runs_of, tasks_of
+from tests.bed.scheduling import SETTINGS, aged, agent_with, claim, finish, finish_all, held, job_of, runs_of, tasks_of
 
 LONG = SETTINGS.host_patience + 100
 
@@ -88,6 +88,14 @@ def test_one_vm_that_fails_ends_the_run_and_it_is_tried_again(sqlite: Database) 
     failed = now_is(sqlite, run)
     assert (failed.state, failed.error["code"], failed.error["vm_id"]) == (RunState.ERROR, "no_space", first.vm_id)
     assert vm_states(sqlite, run) == {first.vm_id: RunVmState.ERROR, second.vm_id: RunVmState.CANCELLED}
+    # both hosts hear of it before anybody else gets the VMs
+    assert {held(sqlite)["vm", vm][0] for vm in ("web", "db")} == {run.id}
+    told = [task for task in tasks_of(sqlite, run.id) if task.kind == TaskKind.FINISH]
+    assert [(task.vm_id, task.order["number"], task.state) for task in told] == [
+        ("db", None, TaskState.READY), ("web", None, TaskState.READY)
+    ]  # fmt: skip
+    finish_all(sqlite, agent)
+    go(sqlite)
     assert held(sqlite) == {}
     again = runs_of(sqlite)[-1]
     assert (again.retry_of, again.attempt, again.trigger, again.state) == (run.id, 2, Trigger.RETRY, RunState.QUEUED)
@@ -116,6 +124,10 @@ def test_a_cancelled_run_ends_when_its_agents_have_stopped(sqlite: Database) -> 
     finish(sqlite, task, TaskState.CANCELLED)
     go(sqlite)
     assert now_is(sqlite, run).state == RunState.CANCELLED
+    # who never heard of it need not hear of its end
+    assert [t.vm_id for t in tasks_of(sqlite, run.id) if t.kind == TaskKind.FINISH] == [task.vm_id]
+    finish_all(sqlite, agent)
+    go(sqlite)
     assert held(sqlite) == {}
     assert len(runs_of(sqlite)) == 1
 

@@ -1,0 +1,129 @@
+"""What agents do with tasks: claim, renew, report, finish, hand back. Each may be said twice.
+
+Every answer comes from one transaction. What an epoch may say, `raksha.db.tasks` decides; `EpochStale`: somebody else
+has the task.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from raksha.config_scheduler import SchedulerSettings
+from raksha.db import rows, services, tasks, vaults
+from raksha.db.models import BackupJobRun, Restore, Task
+from raksha.db.session import Database
+from raksha.errors import StateConflict, StillNeeded
+from raksha.scheduler import outcome
+from raksha.states import TaskState
+from raksha.tasks import Claim, Claimed, Claims, Finish, HandBack, Held, Order, Renewed, Report, VaultAccess
+
+_ENDS = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED, TaskState.NEEDS_ATTENTION)
+
+
+def claim(database: Database, settings: SchedulerSettings, said: Claim) -> Claims:
+    """Raises `RowNotFound`: register (again). `StillNeeded`: a later start of this agent has registered."""
+
+    def work(session: Session) -> Claims:
+        service = services.get(session, said.service_id)
+        if service.instance != said.instance:
+            detail = f"it was started again as {service.instance}"
+            raise StillNeeded(noun=services.NOUN, id=service.id, found=service.state, detail=detail)
+        got = tasks.claim(session, service.id, said.kinds, said.limit, settings.task_lease)
+        for task in got:
+            outcome.begun(session, task)
+        return Claims(tasks=tuple(_claimed(session, task, settings) for task in got))
+
+    return database.run(work)
+
+
+def _claimed(session: Session, task: Task, settings: SchedulerSettings) -> Claimed:
+    return Claimed(
+        task_id=task.id,
+        epoch=task.epoch,
+        lease_seconds=settings.task_lease,
+        order=order_of(task),
+        vault=_vault(session, task),
+        request_id=_request_id(session, task),
+    )
+
+
+def order_of(task: Task) -> Order:
+    """As it was written at dispatch."""
+    return cast(Order, msgspec.convert(task.order, type=Order))
+
+
+def _vault(session: Session, task: Task) -> VaultAccess | None:
+    if task.vault_id is None:
+        return None
+    vault = vaults.get(session, task.vault_id)
+    if vault.vault_uuid is None:
+        raise StateConflict(noun=vaults.NOUN, id=vault.id, found="not made", wanted="made", to="used")
+    return VaultAccess(url=vault.url, vault_uuid=vault.vault_uuid)
+
+
+def _request_id(session: Session, task: Task) -> str | None:
+    if task.restore_id is not None:
+        return session.scalars(select(Restore.request_id).where(Restore.id == task.restore_id)).one_or_none()
+    return session.scalars(select(BackupJobRun.request_id).where(BackupJobRun.id == task.backupjobrun_id)).one_or_none()
+
+
+def renew(database: Database, settings: SchedulerSettings, said: Held) -> Renewed:
+    """Raises `RowNotFound`, `EpochStale`, `StateConflict` when the task has ended."""
+    task = database.run(lambda session: tasks.renew(session, said.task_id, said.epoch, settings.task_lease))
+    return Renewed(lease_seconds=settings.task_lease, cancel=task.cancel_requested_at is not None)
+
+
+def report(database: Database, said: Report) -> None:
+    """Raises `RowNotFound`, `EpochStale`, `StateConflict` when the task has ended."""
+
+    def work(session: Session) -> None:
+        progress = {"step": said.step, "disks": msgspec.to_builtins(said.disks)}
+        if tasks.report(session, tasks.Report(said.task_id, said.epoch, said.number, progress)):
+            outcome.progress(session, tasks.get(session, said.task_id), said)
+
+    database.run(work)
+
+
+def finish(database: Database, said: Finish) -> None:
+    """Raises `RowNotFound`, `EpochStale`, and `StateConflict` if the task ended otherwise."""
+    if said.to not in _ENDS:
+        raise StateConflict(noun=tasks.NOUN, id=said.task_id, found="claimed", wanted="an end", to=said.to)
+
+    def work(session: Session) -> None:
+        task = tasks.get(session, said.task_id)
+        to, error = said.to, said.error
+        problem = outcome.problem(task, said) if task.epoch == said.epoch and task.state == TaskState.CLAIMED else None
+        if problem is not None:  # refused for ever, so it is an end; its agent need not say it again
+            to, error = TaskState.ERROR, problem.document()
+        elif task.epoch == said.epoch and _known_as_refused(task):
+            return
+        result = None if to != TaskState.DONE else msgspec.to_builtins(said.result)
+        if tasks.finish(session, said.task_id, said.epoch, to, result=result, error=error):
+            outcome.ended(session, tasks.get(session, said.task_id), said)
+
+    database.run(work)
+
+
+def _known_as_refused(task: Task) -> bool:
+    return task.state == TaskState.ERROR and (task.error or {}).get("code") == "result_invalid"
+
+
+def hand_back(database: Database, said: HandBack) -> None:
+    """Raises `RowNotFound`, `EpochStale` when another has it already, `StateConflict` when it has ended."""
+
+    def work(session: Session) -> None:
+        task = tasks.get(session, said.task_id)
+        if task.epoch == said.epoch and task.state in (TaskState.READY, TaskState.CANCELLED):
+            return
+        if task.cancel_requested_at is not None:  # nobody wants it any more
+            tasks.finish(session, task.id, said.epoch, TaskState.CANCELLED)
+            outcome.ended(session, tasks.get(session, task.id), None)
+            return
+        tasks.hand_back(session, task.id, said.epoch, said.delay)
+        rows.reread(session, Task)
+
+    database.run(work)
