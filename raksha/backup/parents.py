@@ -6,7 +6,7 @@ and grid. Whether the VM's change tracker counts from it is the capture engine's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
@@ -126,3 +126,27 @@ def _pin(catalog: Catalog, chain: Sequence[BackupMetadata], dedupe: DedupeIndex)
     for metadata in chain:
         if metadata.key_id == catalog.vault.key_id:
             dedupe.pin(names.map_object(metadata.resource_key, metadata.map.digest), catalog.reader(metadata))
+
+
+def pin_copies(
+    catalog: Catalog,
+    own: Iterable[ResourceKey],
+    clones: Iterable[ResourceKey],
+    base: BaseImage | None,
+    dedupe: DedupeIndex,
+) -> None:
+    """`pin_for_full` where somebody else has looked: `own` are copies of this disk, the newest first; `clones` of others
+    that may be on the same base image."""
+    for keys, alike, most in ((own, False, 1), (clones, True, _CLONES if base is not None else 0)):
+        pinned = 0
+        for key in keys:
+            if pinned == most:
+                break
+            try:
+                chain = catalog.chain(key)
+                if alike and not _same_base(chain[-1], base):
+                    continue
+                _pin(catalog, chain, dedupe)
+            except Damaged:  # it cannot be shared with; that is no reason not to back up
+                continue
+            pinned += 1

@@ -169,6 +169,9 @@ def test_damaged_layer(tmp_path: Path) -> None:
             for at in range(0, MIB, 65536):
                 reader.pread(at, 65536)
         assert caught.value.fields["disk"] == "vda" and caught.value.fields["offset"] % 65536 == 0
+        with pytest.raises(DiskReadFailed) as together:
+            reader.pread_all([(at, 65536) for at in range(0, MIB, 65536)])
+        assert together.value.fields["offset"] == caught.value.fields["offset"]
         reader.close()
     finally:
         server.close()
@@ -180,6 +183,8 @@ def test_server_dies(tmp_path: Path) -> None:
     server.close()
     with pytest.raises(DiskReadFailed, match="offset 4096"):
         reader.pread(4096, 512)
+    with pytest.raises(DiskReadFailed, match="offset 4096"):
+        reader.pread_all([(4096, 512), (8192, 512)])
     reader.close()
     with pytest.raises(CaptureFailed):
         list(extents(server, None))

@@ -241,7 +241,6 @@ class Reader:
         if self._handle is None or len(stretches) < _WORTH or any(length > _READ_STEP for _, length in stretches):
             return [self.pread(offset, length) for offset, length in stretches]
         blocks = [bytearray(length) for _, length in stretches]
-        offset = stretches[0][0]
         try:
             # all are under way before the first is waited for; the handle keeps what it is to fill
             asked = [
@@ -250,11 +249,16 @@ class Reader:
             ]
             while self._handle.aio_in_flight():
                 self._handle.poll(-1)
-            for cookie, (at, _) in zip(asked, stretches, strict=True):
-                offset = at
+            for cookie in asked:
                 self._handle.aio_command_completed(cookie)
         except nbd.Error as error:
-            raise read_failed(self._source, offset, error) from error
+            # QEMU hangs up instead of saying which one it could not read: find out
+            hang_up(self._handle)
+            try:
+                self._handle = self._source.connect()
+            except CaptureFailed:
+                raise read_failed(self._source, stretches[0][0], error) from error
+            return [self.pread(offset, length) for offset, length in stretches]
         return blocks
 
     def close(self) -> None:

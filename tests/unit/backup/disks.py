@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,9 @@ class MemoryReader:
         for error in self.disk.fails:
             raise error
         return self.disk.data[offset : offset + length]
+
+    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.pread(offset, length) for offset, length in stretches]
 
     def close(self) -> None:
         self.closed = True

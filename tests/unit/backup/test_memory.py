@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,9 @@ class Terabyte:
         if number % RARE:
             return self._common
         return number.to_bytes(8, "big") + self._common[8:]
+
+    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self.pread(offset, length) for offset, length in stretches]
 
     def close(self) -> None: ...
 
