@@ -190,8 +190,9 @@ class OverlayCapture:
         return of_layer(own[0]) if own else None
 
     def _made(self, target: str) -> list[OwnLayer]:
-        run = self._request.backupjobrun
-        return [each for each in self._journal.layers(self._guest.uuid) if (each.run, each.target) == (run, target)]
+        """The newest first: an earlier attempt at this run may have left one."""
+        layers = self._journal.layers(self._guest.uuid)[::-1]
+        return [each for each in layers if (each.run, each.target) == (self._request.backupjobrun, target)]
 
     def _overlays(self) -> dict[str, str]:
         """Those of this run, by target."""

@@ -14,6 +14,7 @@ as large as what it wrote).
 from __future__ import annotations
 
 import time
+from itertools import count
 from pathlib import Path
 from typing import NoReturn
 
@@ -152,14 +153,20 @@ class OverlayPrepared:
         overlay_file.check_space(self.vm_name, plans, self._settings)
 
     def _plan(self, disk: SurveyedDisk) -> OverlayPlan:
-        path = overlay_file.overlay_path(
+        taken = {layer.file.path for layer in self._journal.layers(self._guest.uuid)}
+        names = (self._path(disk, attempt) for attempt in count(1))
+        path = next(name for name in names if name not in taken)
+        return OverlayPlan(disk.target, path, disk.disk.top, _sectors(self._guest, disk.target))
+
+    def _path(self, disk: SurveyedDisk, attempt: int) -> str:
+        return overlay_file.overlay_path(
             disk.lineage.base,
             run=self._request.backupjobrun,
             vm=self._guest.uuid,
             target=disk.target,
             settings=self._settings,
+            attempt=attempt,
         )
-        return OverlayPlan(disk.target, path, disk.disk.top, _sectors(self._guest, disk.target))
 
     def _make(self, disk: SurveyedDisk, plan: OverlayPlan) -> None:
         run = self._request.backupjobrun

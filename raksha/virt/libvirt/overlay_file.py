@@ -45,8 +45,11 @@ class OverlayPlan(Struct, frozen=True):
     size: int
 
 
-def overlay_path(base: Layer, *, run: str, vm: str, target: str, settings: Settings) -> str:
-    """Beside the VM's own file, or in the configured directory; block devices have no beside."""
+def overlay_path(base: Layer, *, run: str, vm: str, target: str, settings: Settings, attempt: int = 1) -> str:
+    """Beside the VM's own file, or in the configured directory; block devices have no beside.
+
+    `attempt`: at this very run; the layer of an earlier one may still be in the chain.
+    """
     if settings.overlay_dir is not None:
         directory = settings.overlay_dir
     elif base.kind == "block":
@@ -54,7 +57,8 @@ def overlay_path(base: Layer, *, run: str, vm: str, target: str, settings: Setti
     else:
         directory = Path(base.path).parent
     stem = os.fsdecode(os.fsencode(Path(base.path).stem)[:_STEM])
-    return str(directory / f"{stem}.raksha-{_short(run)}-{_short(vm)}-{_plain(target)}.qcow2")
+    again = "" if attempt == 1 else f"-{attempt}"
+    return str(directory / f"{stem}.raksha-{_short(run)}-{_short(vm)}-{_plain(target)}{again}.qcow2")
 
 
 def is_our_name(path: str) -> bool:
@@ -64,7 +68,8 @@ def is_our_name(path: str) -> bool:
 
 def belongs_to(path: str, *, run: str, vm: str, target: str) -> bool:
     """Whether `overlay_path` gives this name to an overlay of that run and disk."""
-    return path.endswith(f".raksha-{_short(run)}-{_short(vm)}-{_plain(target)}.qcow2")
+    name = rf"\.raksha-{_short(run)}-{_short(vm)}-{_plain(target)}(-[0-9]+)?\.qcow2$"
+    return re.search(name, path) is not None
 
 
 def run_in_name(path: str) -> str:
