@@ -22,6 +22,8 @@ class SchedulerSettings(Struct, frozen=True):
     transport_url: str = ""
     #: between two looks at what is due and what waits
     interval: float = 5.0
+    #: commits, deletions and collections at once
+    workers: int = 4
     #: since its last heartbeat an agent counts as gone
     agent_timeout: float = 60.0
     #: runs of one project at once, where it has no limit of its own; -1: any number
@@ -58,6 +60,7 @@ OPTIONS = [
                help="The message bus by which others wake the scheduler: rabbit://user:password@host:5672/. "
                "Unset: it looks by itself."),
     cfg.FloatOpt("interval", default=_DEFAULTS.interval, min=0.1, help="Seconds between two looks."),
+    cfg.IntOpt("workers", default=_DEFAULTS.workers, min=1, help="Commits, deletions and collections at once."),
     cfg.FloatOpt("agent_timeout", default=_DEFAULTS.agent_timeout, min=1,
                  help="Seconds after its last heartbeat after which an agent counts as gone."),
     cfg.IntOpt("max_runs_per_project", default=_DEFAULTS.max_runs_per_project, min=-1,

@@ -9,7 +9,7 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, delete, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from raksha.db import rows
+from raksha.db import rows, vaults
 from raksha.db.columns import SECOND, now
 from raksha.db.models import (
     BackupJob,
@@ -232,6 +232,12 @@ def delete_ended(session: Session, job_id: str) -> int:
     return transition_all(session, BackupJobRun, RunState.DELETING, [mine], start=ENDED)
 
 
+def of_number(session: Session, vault_id: str, number: int) -> str | None:
+    """The run whose commit has, or is to have, a number."""
+    mine = BackupJobRun.vault_id == vault_id, BackupJobRun.commit_number == number
+    return session.scalars(select(BackupJobRun.id).where(*mine)).one_or_none()
+
+
 # -- committing and deleting: by one scheduler at a time ----------------------------------------------
 
 
@@ -257,11 +263,36 @@ def keep(session: Session, id: str, epoch: int, seconds: float) -> None:
         raise EpochStale(noun=NOUN, id=id, found=get(session, None, id).epoch, given=epoch)
 
 
-def abandoned(session: Session, limit: int) -> list[BackupJobRun]:
-    """Runs being committed or deleted whose owner is gone, or has never been."""
+def postpone(session: Session, id: str, epoch: int, seconds: float) -> None:
+    """Give up what `own` gave, for anybody to take it up again after so many seconds. Nothing if another took over."""
+    mine = BackupJobRun.id == id, BackupJobRun.epoch == epoch
+    later = now() + literal(round(seconds * SECOND))
+    rows.changed(session, update(BackupJobRun).where(*mine).values(owner_id=None, lease_until=later))
+    rows.reread(session, BackupJobRun)
+
+
+def abandoned(session: Session, state: RunState, limit: int) -> list[BackupJobRun]:
+    """Runs being committed (or deleted) whose owner is gone, or has never been; the newest commits first."""
     gone = or_(BackupJobRun.lease_until.is_(None), BackupJobRun.lease_until < now())
-    states = BackupJobRun.state.in_((RunState.COMMITTING, RunState.DELETING))
-    return list(session.scalars(select(BackupJobRun).where(states, gone).limit(limit)))
+    order = BackupJobRun.commit_number.desc(), BackupJobRun.created_at
+    statement = select(BackupJobRun).where(BackupJobRun.state == state, gone)
+    return list(session.scalars(statement.order_by(*order).limit(limit)))
+
+
+def take_number(session: Session, id: str, epoch: int, seen: int) -> int:
+    """The number of a run's commit: the one that it has, or the next of its vault, whose last one the caller saw.
+
+    Raises `EpochStale` when another took over, `ChangedMeanwhile`: look again which is the last.
+    """
+    run = get(session, None, id)
+    if run.commit_number is not None:
+        return run.commit_number
+    number = vaults.take_number(session, run.vault_id or "", seen)
+    mine = BackupJobRun.id == id, BackupJobRun.epoch == epoch, BackupJobRun.commit_number.is_(None)
+    if rows.changed(session, update(BackupJobRun).where(*mine).values(commit_number=number)) == 0:
+        raise EpochStale(noun=NOUN, id=id, found=get(session, None, id).epoch, given=epoch)
+    rows.reread(session, BackupJobRun)
+    return number
 
 
 def publish(session: Session, id: str, epoch: int, *, commit_number: int, **values: Any) -> None:

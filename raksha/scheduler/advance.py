@@ -178,13 +178,19 @@ def _first_error(mine: list[Task]) -> dict[str, Any]:
 
 
 def fail(
-    session: Session, run: BackupJobRun, job: BackupJob, error: dict[str, Any], settings: SchedulerSettings
+    session: Session,
+    run: BackupJobRun,
+    job: BackupJob,
+    error: dict[str, Any],
+    settings: SchedulerSettings,
+    epoch: int | None = None,
 ) -> None:
     """End a run that is to become no restore point; queue another in its place if its job wants that.
 
-    Its hosts are told, and its VMs are not to be had until they have heard.
+    Its hosts are told, and its VMs are not to be had until they have heard. `epoch`: of whoever commits it. Raises
+    `EpochStale`, `StateConflict`.
     """
-    transition(session, BackupJobRun, run.id, RunState.ERROR, error=error, finished_at=now())
+    transition(session, BackupJobRun, run.id, RunState.ERROR, epoch=epoch, error=error, finished_at=now())
     let_go(session, run)
     retry.after(session, run, job, error, settings)
 

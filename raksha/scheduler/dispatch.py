@@ -321,6 +321,7 @@ def _task(
         history=used.history,
         clones=used.clones,
         group=group,
+        alone=job.on_vm_failure == "degrade",
         max_parallel_disks=job.max_parallel_disks,
         bandwidth_limit=job.bandwidth_limit,
     )

@@ -14,7 +14,8 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 
 import raksha
 from raksha.config_scheduler import SchedulerSettings
@@ -22,7 +23,9 @@ from raksha.db import services
 from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
+from raksha.scheduler import committing
 from raksha.scheduler.advance import advance
+from raksha.scheduler.background import Background
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
 from raksha.scheduler.serve import handlers
@@ -34,6 +37,8 @@ _log = logging.getLogger(__name__)
 
 #: seconds between two hints that begin a round: a thousand of them are no thousand rounds
 _BREATH = 0.2
+#: runs of which the commit is begun in one round
+_AT_ONCE = 100
 
 
 class Loop:
@@ -47,12 +52,14 @@ class Loop:
         self._id: str | None = None
         self._stopped = False
         self._woken = threading.Event()
+        self._background = Background(settings.workers)
         #: in this order: what one does, the next can go on with
         self._steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("reap", lambda: reap(database, settings)),
             ("advance", lambda: advance(database, settings)),
             ("tick", lambda: tick(database)),
             ("dispatch", self._dispatch),
+            ("commit", self._commit),
         )
 
     def stop(self) -> None:
@@ -65,7 +72,7 @@ class Loop:
         self._woken.set()
 
     def run(self) -> None:
-        with self._heard():
+        with closing(self._background), self._heard():
             while not self._stopped:
                 begun = time.monotonic()
                 self._woken.clear()
@@ -116,6 +123,17 @@ class Loop:
         done = dispatch(self._database, self._settings)
         self._tell(done.hosts)
         return done
+
+    def _commit(self) -> int:
+        """Runs whose commit was begun."""
+        begun = 0
+        for id in committing.waiting(self._database, _AT_ONCE):
+            begun += self._background.submit(f"commit {id}", partial(self._commit_one, id))
+        return begun
+
+    def _commit_one(self, run_id: str) -> None:
+        self._tell(committing.commit(self._database, self._settings, run_id, self._instance))
+        self.wake()
 
     def _tell(self, hosts: Iterable[str]) -> None:
         for host in sorted(hosts):

@@ -24,13 +24,16 @@ _OVER = (RunState.AVAILABLE, RunState.DEGRADED, RunState.CANCELLED, RunState.ERR
 
 
 def tell_hosts(session: Session, run: BackupJobRun, number: int | None) -> set[str]:
-    """A FINISH task for each VM that an agent has claimed; claimable at once. Which hosts. Again: no harm."""
+    """A FINISH task for each VM that an agent has claimed; claimable at once. Which hosts. Again: no harm.
+
+    `number`: of the commit; it is told to those whose part is in it.
+    """
     found = tasks.of_run(session, run.id)
     told = {task.vm_id for task in found if task.kind == TaskKind.FINISH}
     hosts = set()
     for task in found:
         if task.kind == TaskKind.BACKUP and task.epoch > 0 and task.vm_id not in told:
-            hosts.add(_tell(session, run, task, number))
+            hosts.add(_tell(session, run, task, number if task.state == TaskState.DONE else None))
     return hosts
 
 

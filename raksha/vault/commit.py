@@ -1,5 +1,7 @@
 """Changing what is in a vault: becoming its writer, committing a run, deleting one.
 
+A run of local mode takes its number here; one of a service has got it from the database (`commit_numbered`).
+
 Order of writing (a reader never sees half a run)::
 
     segments, image tables, maps          by whoever captured, before anything here; inert without what follows
@@ -18,12 +20,12 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
 
-from raksha.errors import Damaged, ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
+from raksha.errors import Damaged, DatabaseBehind, ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog, read_vault
@@ -36,6 +38,7 @@ from raksha.vault.metadata import (
     VaultDocument,
     VMMetadata,
     Writer,
+    decode,
     encode,
 )
 from raksha.vault.store import Part, Store
@@ -115,6 +118,69 @@ def commit_run(
     assert_writer(catalog)
     store.put(names.run(run.backupjob, run.backupjobrun), encode(run), create_only=True)
     return run
+
+
+def commit_numbered(
+    catalog: Catalog,
+    run: RunDocument,
+    disks: Sequence[StoredDisk],
+    machines: Mapping[str, VMMetadata],
+    fence: Callable[[], None],
+) -> None:
+    """Make a run exist whose number and times are given. Whoever does it again, at any time, writes the same.
+
+    `fence` is called before each object that a reader would follow: what it raises ends the commit. Raises
+    `DatabaseBehind` if another run has the number, and what `commit_run` raises.
+    """
+    store = catalog.store
+    assert_writer(catalog)
+    for disk in disks:
+        fence()
+        store.put_manifest(names.image(disk.metadata.resource_key), disk.parts)
+        put_metadata(store, disk.metadata)
+    fence()
+    for vm, machine in machines.items():
+        store.put(names.vm_metadata(run.backupjob, run.backupjobrun, vm), encode(machine))
+    put_epoch(catalog, run)
+    assert_writer(catalog)
+    fence()
+    try:
+        store.put(names.run(run.backupjob, run.backupjobrun), encode(run), create_only=True)
+    except ObjectExists:
+        if not is_committed(catalog, run):
+            raise
+
+
+def is_committed(catalog: Catalog, run: RunDocument) -> bool:
+    """Whether the run is there, under its number."""
+    found = catalog.run(run.backupjob, run.backupjobrun)
+    return found is not None and found.number == run.number
+
+
+def put_epoch(catalog: Catalog, run: RunDocument) -> None:
+    """`epochs/<n>` of a run whose number is given. Raises `DatabaseBehind` if it is another run's."""
+    document = EpochDocument(
+        number=run.number,
+        backupjob=run.backupjob,
+        backupjobrun=run.backupjobrun,
+        writer=catalog.vault.writer,
+        committed_at=run.finished_at,
+    )
+    try:
+        catalog.store.put(names.epoch(run.number), encode(document), create_only=True)
+    except ObjectExists:
+        check_epoch(catalog, run.number, run.backupjobrun)
+
+
+def check_epoch(catalog: Catalog, number: int, backupjobrun: str | None) -> None:
+    """Raises `DatabaseBehind` if there is a commit of this number, of another run than this (None: of any)."""
+    name = names.epoch(number)
+    try:
+        found = decode(catalog.store.get(name), EpochDocument, name)
+    except ObjectMissing:
+        return
+    if found.backupjobrun != backupjobrun:
+        raise DatabaseBehind(url=catalog.store.url, number=number, backupjobrun=found.backupjobrun)
 
 
 def put_metadata(store: Store, metadata: BackupMetadata) -> None:

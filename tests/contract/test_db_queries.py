@@ -345,7 +345,7 @@ def test_a_run_becomes_a_restore_point_with_all_its_copies(database: Database) -
 
 def test_a_commit_is_taken_over_when_its_owner_is_gone(database: Database) -> None:
     run = database.run(lambda s: _committing(s, make_job(s)).id)
-    assert [r.id for r in database.run(lambda s: runs.abandoned(s, 5))] == [run]
+    assert [r.id for r in database.run(lambda s: runs.abandoned(s, RunState.COMMITTING, 5))] == [run]
     epoch = database.run(lambda s: runs.own(s, run, "first", 30))
     database.run(lambda s: runs.keep(s, run, epoch, -1))
     second = database.run(lambda s: runs.own(s, run, "second", 30))
@@ -354,7 +354,7 @@ def test_a_commit_is_taken_over_when_its_owner_is_gone(database: Database) -> No
         database.run(lambda s: runs.keep(s, run, epoch, 30))
     with pytest.raises(EpochStale):
         database.run(lambda s: runs.publish(s, run, epoch, commit_number=1))
-    assert database.run(lambda s: runs.abandoned(s, 5)) == []
+    assert database.run(lambda s: runs.abandoned(s, RunState.COMMITTING, 5)) == []
 
 
 def test_bytes_of_a_run_are_those_of_its_disks(database: Database) -> None:

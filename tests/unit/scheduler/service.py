@@ -1,0 +1,89 @@
+"""A small service in one process: a database, a vault in a directory, agents that pretend; rounds by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+from sqlalchemy import update
+
+from raksha.db import vaults
+from raksha.db.jobs import Member
+from raksha.db.models import BackupJob, BackupJobRun
+from raksha.db.session import Database
+from raksha.scheduler import committing
+from raksha.scheduler.advance import advance
+from raksha.scheduler.dispatch import dispatch
+from raksha.scheduler.reap import reap
+from raksha.scheduler.serve import handlers
+from raksha.states import BackupKind, RunState
+from tests.bed.databases import PROJECT, make_job, make_run
+from tests.bed.pretend import PretendAgent, check_restores
+from tests.bed.scheduling import SETTINGS, runs_of
+
+
+class Service:
+    """`vault`: a folder that is there."""
+
+    def __init__(self, database: Database, folder: Path, **settings: Any) -> None:
+        self.database = database
+        self.folder = folder
+        self.settings = replace(SETTINGS, **settings)
+        (folder / "vaults").mkdir()
+        (folder / "spool").mkdir()
+        self.url = f"file://{folder}/vaults/{PROJECT}"
+        root = f"file://{folder}/vaults"
+        database.run(lambda s: vaults.declare(s, "main", kind="directory", url=root, is_default=True))
+        self.ask = handlers(database, self.settings, lambda: None)
+        self.agents: list[PretendAgent] = []
+
+    def agent(self, host: str = "host-a", **more: Any) -> PretendAgent:
+        made = PretendAgent(self.ask, host, self.folder / "spool", **more)
+        self.agents.append(made)
+        return made
+
+    def job(self, *vms: str, name: str = "nightly", **more: Any) -> str:
+        return self.database.run(lambda s: make_job(s, name, members=[Member(vm) for vm in vms], **more).id)
+
+    def queue(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
+        return self.database.run(lambda s: make_run(s, s.get_one(BackupJob, job_id), kind=kind).id)
+
+    def run_row(self, id: str) -> BackupJobRun:
+        return next(run for run in runs_of(self.database) if run.id == id)
+
+    def round(self) -> None:
+        """What a scheduler does, but for what it does in vaults."""
+        reap(self.database, self.settings)
+        advance(self.database, self.settings)
+        dispatch(self.database, self.settings)
+
+    def to_commit(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
+        """A new run, brought to where it is to be committed."""
+        id = self.queue(job_id, kind)
+        self.round()
+        assert sum(agent.work() for agent in self.agents) > 0, self.run_row(id).queued_reason
+        self.round()
+        assert self.run_row(id).state == RunState.COMMITTING, self.run_row(id).error
+        return id
+
+    def commit(self, id: str, me: str = "scheduler-1") -> RunState:
+        committing.commit(self.database, self.settings, id, me)
+        return self.run_row(id).state
+
+    def backup(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
+        """A new restore point; its agents have heard of it."""
+        id = self.to_commit(job_id, kind)
+        assert self.commit(id) == RunState.AVAILABLE, self.run_row(id).error
+        for agent in self.agents:
+            agent.work()
+        return id
+
+    def lease_over(self, run_id: str) -> None:
+        """Whoever committed or deleted it is gone."""
+        mine = BackupJobRun.id == run_id, BackupJobRun.lease_until.is_not(None)
+        self.database.run(lambda s: s.execute(update(BackupJobRun).where(*mine).values(lease_until=1)) and None)
+
+    def check(self, job_id: str, *run_ids: str) -> None:
+        """They restore, from the vault alone."""
+        check_restores(self.url, job_id, self.agents, self.folder / "spool", run_ids)
