@@ -29,6 +29,7 @@ SERVICE = [
     "bcrypt>=5",
     "oslo.policy>=5",
     "PyYAML>=6",
+    "prometheus-client>=0.20",
 ]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
@@ -38,6 +39,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "openapi-spec-validator>=0.8",
+    "schemathesis>=4",
 ]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 

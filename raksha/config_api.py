@@ -28,6 +28,14 @@ class Limits(Struct, frozen=True):
     min_schedule_interval: int = 300
     #: fire times in one preview of a schedule
     max_preview_times: int = 100
+    #: restore points of one project; -1: any number
+    max_runs: int = -1
+    #: bytes that its restore points refer to, each for itself; at that many it may make no more by hand; -1: any number
+    max_stored_bytes: int = -1
+    #: runs of one project that have not ended, above which it may start none by hand
+    max_runs_under_way: int = 100
+    #: restores of one project that have not ended
+    max_restores_under_way: int = 20
 
 
 class ApiSettings(Struct, frozen=True):
@@ -49,7 +57,16 @@ class ApiSettings(Struct, frozen=True):
     users_file: Path = Path("/etc/raksha/users")
     #: rules that differ from the defaults; None: there are none
     policy_file: Path | None = None
+    #: who may see `/metrics`: `operators`, `everybody`, `nobody`
+    metrics: str = "operators"
     limits: Limits = Limits()
+    # of [scheduler], for the API tells and lets do what the schedulers will
+    #: seconds since its last heartbeat after which a process counts as gone
+    agent_timeout: float = 60.0
+    #: runs of one project at once, where it has no limit of its own
+    max_runs_per_project: int = 10
+    #: whose VMs are those that belong to no project; empty: nobody's
+    unowned_vms_project: str = ""
 
 
 _API, _LIMITS = ApiSettings(), Limits()
@@ -66,6 +83,8 @@ OPTIONS = [
                help="Who says who a caller is."),
     cfg.StrOpt("users_file", default=str(_API.users_file), help="Users of http_basic; of mode 0600."),
     cfg.StrOpt("policy_file", help="Rules that differ from the defaults: etc/policy.yaml.sample."),
+    cfg.StrOpt("metrics", default=_API.metrics, choices=["operators", "everybody", "nobody"],
+               help="Who may see /metrics."),
     cfg.IntOpt("max_body_bytes", default=_LIMITS.max_body_bytes, min=1024, help="Bytes of a request's body."),
     cfg.IntOpt("max_page_size", default=_LIMITS.max_page_size, min=1, max=1000, help="Entries of one page of a list."),
     cfg.IntOpt("max_jobs", default=_LIMITS.max_jobs, min=0, help="Backup jobs of one project."),
@@ -74,6 +93,13 @@ OPTIONS = [
                help="Seconds between two runs of a schedule."),
     cfg.IntOpt("max_preview_times", default=_LIMITS.max_preview_times, min=1, max=1000,
                help="Fire times in one preview of a schedule."),
+    cfg.IntOpt("max_runs", default=_LIMITS.max_runs, min=-1, help="Restore points of one project; -1: any number."),
+    cfg.IntOpt("max_stored_bytes", default=_LIMITS.max_stored_bytes, min=-1,
+               help="Bytes of all restore points of one project; -1: any number."),
+    cfg.IntOpt("max_runs_under_way", default=_LIMITS.max_runs_under_way, min=0,
+               help="Runs of one project that have not ended; more are not started by hand."),
+    cfg.IntOpt("max_restores_under_way", default=_LIMITS.max_restores_under_way, min=0,
+               help="Restores of one project that have not ended."),
 ]  # fmt: skip
 
 

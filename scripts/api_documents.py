@@ -8,8 +8,8 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from raksha.api import health, policy
-from raksha.api.app import create_app, rules
+from raksha.api import policy
+from raksha.api.app import OTHER_RULES, create_app, rules
 from raksha.api.http_basic import HttpBasic, create_default_users
 from raksha.api.services import Services
 from raksha.config_api import ApiSettings
@@ -28,7 +28,7 @@ def main() -> None:
         document = app.test_client().get("/openapi.json").data
         database.close()
     (REPOSITORY / "docs/openapi.json").write_bytes(document)
-    (REPOSITORY / "etc/policy.yaml.sample").write_text(policy.sample([*health.RULES, *rules()]))
+    (REPOSITORY / "etc/policy.yaml.sample").write_text(policy.sample([*OTHER_RULES, *rules()]))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,26 @@ import flask
 import flask_smorest
 from werkzeug.exceptions import HTTPException
 
-from raksha.api import errors, etag, health, limits, pages, schedule_preview, versions
+from raksha.api import (
+    backupjobruns,
+    backupjobs,
+    errors,
+    etag,
+    health,
+    limits,
+    metrics,
+    pages,
+    restores,
+    retention_preview,
+    schedule_preview,
+    service_list,
+    usage,
+    vaults,
+    versions,
+    vms,
+)
 from raksha.api.auth import StripIdentity
+from raksha.api.metrics import Metrics
 from raksha.api.nouns import IdConverter, Noun, ProjectConverter, operation_of
 from raksha.api.policy import Policy, Rule
 from raksha.api.request_id import RequestIdMiddleware
@@ -36,7 +54,20 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 #: all of v1
-NOUNS: tuple[Noun, ...] = (limits.NOUN, schedule_preview.NOUN)
+NOUNS: tuple[Noun, ...] = (
+    backupjobs.NOUN,
+    backupjobruns.NOUN,
+    retention_preview.NOUN,
+    restores.NOUN,
+    schedule_preview.NOUN,
+    vms.NOUN,
+    vaults.NOUN,
+    limits.NOUN,
+    usage.NOUN,
+    service_list.NOUN,
+)
+#: rules of what is no route of a noun
+OTHER_RULES = (*health.RULES, *metrics.RULES, restores.ANYWHERE)
 
 
 class _Api(flask_smorest.Api):  # type: ignore[misc]
@@ -73,8 +104,10 @@ def create_app(
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
     app.url_map.converters |= {"project": ProjectConverter, "id": IdConverter}
-    attach(app, Frame(settings, services, Policy([*health.RULES, *rules(nouns)], settings.policy_file)))
+    attach(app, Frame(settings, services, Policy([*OTHER_RULES, *rules(nouns)], settings.policy_file)))
     errors.register(app, unreadable)
+    # before anything that can refuse: what is refused counts as well
+    Metrics().add_to(app)
     app.before_request(admit)
     app.after_request(versions.announce)
     app.after_request(log_request)
@@ -100,7 +133,6 @@ def rules(nouns: tuple[Noun, ...] = NOUNS) -> list[Rule]:
 
 def admit() -> None:
     """Whether a request gets to its view; before anything that it sent is parsed."""
-    flask.g.began = time.monotonic()
     versions.negotiate()
     request = flask.request
     if isinstance(request.routing_exception, HTTPException):

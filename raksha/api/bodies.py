@@ -138,9 +138,10 @@ class StrictParser(FlaskParser):
     }
 
     def _raw_load_json(self, req: flask.Request) -> Any:
-        if req.mimetype != "application/json":
-            raise UnsupportedMediaType
         content = req.get_data(cache=True)
+        # nothing is of no type; whether it will do, the schema says
+        if content and req.mimetype != "application/json":
+            raise UnsupportedMediaType
         return decode(content) if content else webargs.core.missing
 
     def load_querystring(self, req: flask.Request, schema: marshmallow.Schema) -> Any:

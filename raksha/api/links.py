@@ -15,3 +15,8 @@ def endpoint() -> str:
 def location(*steps: str) -> str:
     """URL of what was made, below the address of this request: for `Location`."""
     return "/".join((f"{endpoint()}{flask.request.path.rstrip('/')}", *steps))
+
+
+def address(*steps: str) -> str:
+    """URL of something in v1, by the steps that lead there."""
+    return "/".join((f"{endpoint()}/v1", *steps))

@@ -78,7 +78,9 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
         does: str,
         returns: type[Schema] | None = None,
         status: int = 200,
+        also: tuple[int, type[Schema]] | None = None,
         body: type[Schema] | None = None,
+        body_optional: bool = False,
         query: type[Schema] | None = None,
         if_match: bool = False,
         repeatable: bool = False,
@@ -86,7 +88,8 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
     ) -> Callable[[V], V]:
         """Make a function the view of `method` at `path` below the prefix.
 
-        `rule`: second half of the policy rule's name. `if_match`: it needs If-Match. `repeatable`: the view
+        `rule`: second half of the policy rule's name. `also`: another status that it may answer with, and its schema.
+        `body_optional`: no body is an empty one. `if_match`: it needs If-Match. `repeatable`: the view
         goes through `idempotency.once`. `errors`: statuses of this operation beside those that all have, for the
         documentation.
         """
@@ -99,10 +102,12 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
 
         def decorate(view: V) -> V:
             made = self.response(status, returns)(view)
+            if also is not None:
+                made = self.alt_response(also[0], schema=also[1])(made)
             if query is not None:
                 made = self.arguments(query, location="query", arg_name="query")(made)
             if body is not None:
-                made = self.arguments(body, location="json", arg_name="body")(made)
+                made = self.arguments(body, location="json", arg_name="body", required=not body_optional)(made)
             for code in sorted(set(told)):
                 made = self.alt_response(code, HTTPStatus(code).name)(made)
             made = self.doc(summary=does, operationId=written.name.replace(":", "_").replace("-", "_"))(made)

@@ -8,14 +8,16 @@ A page that is not the last has a link to the next. What can be sorted by is nam
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 import flask
 from marshmallow import ValidationError, fields, validate
 
-from raksha.api.bodies import Query, Text
+from raksha.api.bodies import Moment, Query, Text
 from raksha.api.links import endpoint
 from raksha.db.paging import Sort, Wanted
 from raksha.errors import RequestInvalid
@@ -53,6 +55,44 @@ class _SortKeys(fields.String):
         if len({sort.key for sort in sorts}) != len(sorts) or len(sorts) > _MAX_SORTS:
             raise ValidationError(f"Up to {_MAX_SORTS} keys, each once.")
         return tuple(sorts)
+
+
+class Choice(fields.String):
+    """A word of a few, or `in:` and several: a list of them."""
+
+    def __init__(self, words: Iterable[str], **more: Any) -> None:
+        self._words = tuple(sorted(words))
+        allowed = "|".join(self._words)
+        pattern = f"^({allowed}|in:({allowed})(,({allowed}))*)$"
+        super().__init__(metadata={"pattern": pattern, "description": "One of these, or in: and several"}, **more)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **given: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **given)
+        wanted = text.removeprefix("in:").split(",") if text.startswith("in:") else [text]
+        if not set(wanted) <= set(self._words):
+            raise ValidationError(f"One of {', '.join(self._words)}, or in: and several of them.")
+        return wanted
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COMPARED = {"gt:": operator.gt, "gte:": operator.ge, "lt:": operator.lt, "lte:": operator.le}
+
+
+class When(fields.String):
+    """Times before or after one: `gt:2027-01-31T18:00:00Z`, also `gte:`, `lt:`, `lte:`. Compares a column of µs."""
+
+    def __init__(self, **more: Any) -> None:
+        described = {"pattern": "^(gt|gte|lt|lte):.+$", "description": "gt:, gte:, lt: or lte:, and a time"}
+        super().__init__(metadata=described, **more)
+
+    def _deserialize(self, value: Any, attr: str | None, data: Mapping[str, Any] | None, **given: Any) -> Any:
+        text = super()._deserialize(value, attr, data, **given)
+        how, colon, moment = text.partition(":")
+        if how + colon not in _COMPARED:
+            raise ValidationError("Begins with gt:, gte:, lt: or lte:.")
+        # a plus that nobody has encoded is a space
+        micros = (Moment().deserialize(moment.replace(" ", "+")) - _EPOCH) // timedelta(microseconds=1)
+        return lambda column: _COMPARED[how + colon](column, micros)
 
 
 def page_query(columns: Iterable[str], **filters: fields.Field[Any]) -> type[Query]:

@@ -23,6 +23,8 @@ class Services(Struct, frozen=True):
     authenticator: Authenticator
     #: what `/healthcheck` asks, by name: each raises a `RakshaError` if something is not as it should be
     checks: Mapping[str, Callable[[], object]]
+    #: tells schedulers that there is something to look at; never waits, never fails
+    wake: Callable[[], object] = lambda: None
 
 
 class Frame(Struct, frozen=True):

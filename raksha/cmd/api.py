@@ -8,24 +8,31 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
+from msgspec.structs import replace
 
-from raksha import config_api, config_database
+from raksha import config_api, config_database, config_scheduler
+from raksha.api import metrics
 from raksha.api.app import create_app
 from raksha.api.http_basic import HttpBasic
 from raksha.api.request_id import RequestIdFilter
 from raksha.api.services import Services
+from raksha.api.waker import Waker
 from raksha.config_api import ApiSettings
+from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.rows import clock
 from raksha.db.session import Database, connect
 from raksha.errors import RakshaError
+from raksha.rpc import Bus
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -42,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--config", metavar="FILE", type=Path, help="default: /etc/raksha/raksha.conf, if it is there")
     options = parser.parse_args(arguments)
     try:
-        settings = config_api.load(options.config)
+        settings, scheduling = load(options.config)
         database = connect(config_database.load(options.config))
-        application = make_application(settings, database, (ParseException,))
-        log_to_stderr()
-        Server(application, settings).run()
+        with _shared_metrics(settings):
+            application = make_application(settings, database, (ParseException,), waker(scheduling))
+            log_to_stderr()
+            Server(application, settings).run()
     except RakshaError as error:
         print(f"raksha-api: {error}", file=sys.stderr)
         if error.advice():
@@ -55,10 +63,37 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def load(file: Path | None = None) -> tuple[ApiSettings, SchedulerSettings]:
+    """Both sections: the API tells what schedulers will do. Raises `SettingsWrong`."""
+    settings, scheduling = config_api.load(file), config_scheduler.load(file)
+    shared = ("agent_timeout", "max_runs_per_project", "unowned_vms_project")
+    return replace(settings, **{name: getattr(scheduling, name) for name in shared}), scheduling
+
+
+def waker(scheduling: SchedulerSettings) -> Callable[[], object] | None:
+    """What tells schedulers to look; None: there is no bus. Raises `BusFailed`."""
+    return Waker(Bus(scheduling.transport_url)) if scheduling.transport_url else None
+
+
+@contextmanager
+def _shared_metrics(settings: ApiSettings) -> Iterator[None]:
+    """Several processes count in files of one directory, so that each can answer for all."""
+    if settings.workers == 1:
+        yield
+        return
+    with TemporaryDirectory(prefix="raksha-api-metrics-") as directory:
+        metrics.share(directory)
+        yield
+
+
 def make_application(
-    settings: ApiSettings, database: Database, unreadable: tuple[type[Exception], ...] = ()
+    settings: ApiSettings,
+    database: Database,
+    unreadable: tuple[type[Exception], ...] = (),
+    wake: Callable[[], object] | None = None,
 ) -> WSGIApplication:
-    """The WSGI application, on a database that is there. `unreadable`: what the server raises for a broken body.
+    """The WSGI application, on a database that is there. `unreadable`: what the server raises for a broken body;
+    `wake`: tells schedulers to look.
 
     Raises `SettingsWrong`, `SchemaWrong`, `DatabaseUnavailable`.
     """
@@ -67,7 +102,12 @@ def make_application(
     # gunicorn forks now: its processes must not share a connection
     database.close()
     checks = {"database": partial(_answers, database)}
-    return create_app(settings, Services(database, authenticator, checks), unreadable=unreadable)
+    services = Services(database, authenticator, checks, wake or _nobody)
+    return create_app(settings, services, unreadable=unreadable)
+
+
+def _nobody() -> None:
+    """There is no bus: schedulers look by themselves."""
 
 
 def _answers(database: Database) -> None:
@@ -106,6 +146,7 @@ class Server(BaseApplication):  # type: ignore[misc]
             "limit_request_field_size": _LONGEST_LINE,
             "certfile": str(settings.tls_certificate) if settings.tls_certificate else None,
             "keyfile": str(settings.tls_key) if settings.tls_key else None,
+            "child_exit": lambda _server, worker: metrics.left(worker.pid),
         }
         for name, value in values.items():
             self.cfg.set(name, value)

@@ -5,9 +5,10 @@ With threads, not with greenlets.
 
 from __future__ import annotations
 
-from raksha import config_api, config_database
-from raksha.cmd.api import log_to_stderr, make_application
+from raksha import config_database
+from raksha.cmd.api import load, log_to_stderr, make_application, waker
 from raksha.db.session import connect
 
-application = make_application(config_api.load(), connect(config_database.load()))
+_settings, _scheduling = load()
+application = make_application(_settings, connect(config_database.load()), wake=waker(_scheduling))
 log_to_stderr()

@@ -13,6 +13,7 @@ from raksha.db import rows
 from raksha.db.columns import SECOND, now
 from raksha.db.models import SeenVm, Service
 from raksha.db.paging import Columns, Page, Wanted, page
+from raksha.db.transition import transition
 from raksha.errors import RowNotFound, StillNeeded
 from raksha.states import ServiceKind, ServiceState
 
@@ -83,6 +84,15 @@ def alive(session: Session, kind: ServiceKind, within: float) -> list[Service]:
     """Services of a kind that have given a heartbeat in the last `within` seconds, the least busy first."""
     recent = Service.heartbeat_at > now() - literal(round(within * SECOND))
     return list(session.scalars(select(Service).where(Service.kind == kind, recent).order_by(Service.load, Service.id)))
+
+
+def want(session: Session, id: str, state: ServiceState, reason: str | None) -> None:
+    """What its operator wants of it, and why; again is no harm. Raises `RowNotFound`, `StateConflict`."""
+    if get(session, id).state == state:
+        rows.changed(session, update(Service).where(Service.id == id).values(state_reason=reason))
+        rows.reread(session, Service)
+    else:
+        transition(session, Service, id, state, state_reason=reason)
 
 
 def remove(session: Session, id: str, silent_for: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from msgspec import Struct
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from raksha.db import rows
@@ -49,8 +49,11 @@ def limits(session: Session, project_id: str) -> dict[str, int]:
     return {limit.name: limit.value for limit in session.scalars(select(ProjectLimit).where(mine))}
 
 
-def set_limit(session: Session, project_id: str, name: str, value: int) -> None:
-    """Give a project a limit of its own; -1: none."""
-    if not rows.inserted(session, ProjectLimit(project_id=project_id, name=name, value=value)):
+def set_limit(session: Session, project_id: str, name: str, value: int | None) -> None:
+    """Give a project a limit of its own; -1: none; None: the default again."""
+    if value is None:
+        mine = ProjectLimit.project_id == project_id, ProjectLimit.name == name
+        rows.changed(session, delete(ProjectLimit).where(*mine))
+    elif not rows.inserted(session, ProjectLimit(project_id=project_id, name=name, value=value)):
         mine = ProjectLimit.project_id == project_id, ProjectLimit.name == name
         rows.changed(session, update(ProjectLimit).where(*mine).values(value=value))

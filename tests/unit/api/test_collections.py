@@ -26,7 +26,7 @@ from raksha.db.session import Database
 from raksha.errors import StillNeeded
 from tests.unit.api.conftest import Api, basic, error
 
-JOBS = "/v1/p1/backupjobs"
+JOBS = "/v1/p1/things"
 KEY = "Idempotency-Key"
 
 
@@ -34,22 +34,22 @@ class Written(Body):
     name = Text(least=1, most=40, required=True)
 
 
-class Shown(Schema):
+class ThingShown(Schema):
     id = fields.String()
     name = fields.String()
     created_at = fields.Integer()
 
 
-class Listed(Schema):
-    backupjobs = fields.List(fields.Nested(Shown))
+class ThingsListed(Schema):
+    backupjobs = fields.List(fields.Nested(ThingShown))
     backupjobs_links = fields.List(fields.Dict())
 
 
 def noun() -> Noun:
     """As small as a noun can be."""
-    made = Noun("jobs", "/v1/<project:tenant_id>/backupjobs", "Jobs.", aliases=("/v1/<project:tenant_id>/jobsalias",))
+    made = Noun("things", "/v1/<project:tenant_id>/things", "Jobs.", aliases=("/v1/<project:tenant_id>/jobsalias",))
 
-    @made.operation("GET", "", rule="list", allow=Allow.READER, does="List.", returns=Listed,
+    @made.operation("GET", "", rule="list", allow=Allow.READER, does="List.", returns=ThingsListed,
                     query=page_query(jobs.COLUMNS, name=fields.String(validate=validate.Length(max=40))))  # fmt: skip
     def listed(tenant_id: str, query: dict[str, Any]) -> Any:
         where = [BackupJob.name == query["name"]] if "name" in query else []
@@ -57,13 +57,13 @@ def noun() -> Noun:
             page = jobs.listed(session, tenant_id, wanted(query, settings().limits.max_page_size), where)
         return collection("backupjobs", page.rows, page.rows[-1].id if page.more else None)
 
-    @made.operation("GET", "/<id:backupjob_id>", rule="show", allow=Allow.READER, does="Show.", returns=Shown)
+    @made.operation("GET", "/<id:backupjob_id>", rule="show", allow=Allow.READER, does="Show.", returns=ThingShown)
     def show(tenant_id: str, backupjob_id: str) -> Any:
         with services().database.reading() as session:
             job = jobs.get(session, tenant_id, backupjob_id)
         return job, etag.headers(job.version)
 
-    @made.operation("POST", "", rule="create", allow=Allow.MEMBER, does="Create.", body=Written, returns=Shown,
+    @made.operation("POST", "", rule="create", allow=Allow.MEMBER, does="Create.", body=Written, returns=ThingShown,
                     status=201, repeatable=True)  # fmt: skip
     def create(tenant_id: str, body: dict[str, Any]) -> Any:
         def work(session: Session) -> flask.Response:
@@ -74,14 +74,14 @@ def noun() -> Noun:
                 session.flush()
                 session.refresh(job)
                 headers = {"Location": links.location(job.id), **etag.headers(job.version)}
-                return answer(Shown, job, 201, headers)
+                return answer(ThingShown, job, 201, headers)
 
             return idempotency.once(session, do)
 
         return services().database.run(work)
 
     @made.operation("PUT", "/<id:backupjob_id>", rule="update", allow=Allow.MEMBER, does="Update.", body=Written,
-                    returns=Shown, if_match=True)  # fmt: skip
+                    returns=ThingShown, if_match=True)  # fmt: skip
     def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
         def work(session: Session) -> BackupJob:
             job = jobs.get(session, tenant_id, backupjob_id)
@@ -161,7 +161,7 @@ def test_pages_that_cannot_be_meant_are_refused(served: Api, twelve: list[str], 
 
 
 def test_a_marker_of_another_project_is_unknown(served: Api, twelve: list[str]) -> None:
-    foreign = served("GET", "/v1/p2/backupjobs", "stranger").json["backupjobs"][0]["id"]
+    foreign = served("GET", "/v1/p2/things", "stranger").json["backupjobs"][0]["id"]
     assert error(served("GET", f"{JOBS}?marker={foreign}"), 400, "marker_unknown") == (
         f"The marker {foreign} is not in this list."
     )
@@ -233,7 +233,7 @@ def test_a_key_is_of_one_request_of_one_user_in_one_project(served: Api, databas
     create(served, headers=headers)
     error(served("POST", JOBS, json={"name": "two"}, headers=headers), 409, "idempotency_key_reused")
     error(served("POST", JOBS, "admin", json={"name": "one"}, headers=headers), 409, "idempotency_key_reused")
-    other = served("POST", "/v1/p2/backupjobs", None, json={"name": "one"}, headers={**headers, **basic("stranger")})
+    other = served("POST", "/v1/p2/things", None, json={"name": "one"}, headers={**headers, **basic("stranger")})
     assert other.status_code == 201
     assert count(database, BackupJob) == 2
 
@@ -255,14 +255,14 @@ def test_a_key_that_is_none_is_refused(served: Api, database: Database, key: str
 def test_conditions_and_pages_are_documented(served: Api) -> None:
     document = served("GET", "/openapi.json", None).json
     validate_openapi(document)
-    listed = document["paths"]["/v1/{tenant_id}/backupjobs"]["get"]
+    listed = document["paths"]["/v1/{tenant_id}/things"]["get"]
     assert {parameter["name"] for parameter in listed["parameters"]} == {
         "limit", "marker", "sort", "sort_key", "sort_dir", "name"
     }  # fmt: skip
-    changed = document["paths"]["/v1/{tenant_id}/backupjobs/{backupjob_id}"]["put"]
+    changed = document["paths"]["/v1/{tenant_id}/things/{backupjob_id}"]["put"]
     (condition,) = changed["parameters"]
     assert (condition["name"], condition["in"], condition["required"]) == ("If-Match", "header", True)
     assert {"200", "400", "412", "428"} <= set(changed["responses"])
-    created = document["paths"]["/v1/{tenant_id}/backupjobs"]["post"]
+    created = document["paths"]["/v1/{tenant_id}/things"]["post"]
     assert [parameter["name"] for parameter in created["parameters"]] == ["Idempotency-Key"]
     assert {"201", "409"} <= set(created["responses"])

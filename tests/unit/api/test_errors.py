@@ -94,7 +94,7 @@ def test_what_flask_refuses_has_the_same_body(api: Api) -> None:
     error(api("GET", "/v1/p1/limits/extra"), 404, "not_found")
     answer = api("DELETE", "/v1/p1/limits")
     error(answer, 405, "method_not_allowed")
-    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "PUT"}
     for method in ("OPTIONS", "TRACE", "PATCH", "BREW"):
         error(api(method, "/v1/p1/limits"), 405, "method_not_allowed")
     error(api("POST", "/v1/p1/schedule-preview", data="x=1"), 415, "not_json")

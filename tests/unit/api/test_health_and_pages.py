@@ -12,7 +12,6 @@ import pytest
 from openapi_spec_validator import validate
 
 from raksha.api.app import rules
-from raksha.config_api import Limits
 from raksha.errors import DatabaseUnavailable
 from tests.unit.api.conftest import Api, basic, error
 
@@ -94,20 +93,6 @@ def test_the_page_is_served_from_here_alone(api: Api) -> None:
 )
 def test_nothing_else_is_served_as_a_file(api: Api, name: str) -> None:
     error(api("GET", f"/docs/{name}", None), 404, "not_found")
-
-
-def test_limits_are_those_of_the_settings(make_api: Callable[..., Api]) -> None:
-    api = make_api(limits=Limits(max_jobs=7, min_schedule_interval=60))
-    assert api("GET", "/v1/p1/limits", "reader").json == {
-        "limits": {
-            "max_body_bytes": 1048576,
-            "max_page_size": 1000,
-            "max_jobs": 7,
-            "max_vms_per_job": 100,
-            "min_schedule_interval": 60,
-            "max_preview_times": 100,
-        }
-    }
 
 
 def test_a_preview_tells_fire_times_and_words(api: Api) -> None:

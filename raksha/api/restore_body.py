@@ -1,0 +1,66 @@
+"""What a restore is asked for.
+
+    {"target": {"kind": "domain", "start": true}, "vms": [{"id": "…", "disks": ["vda"], "name": "web-again"}]}
+
+    domain     new VMs with new disks           files      the disks as files
+    in_place   over the disks of the VM as it is; it must be shut off, which its agent looks at again
+
+Paths and hosts are for operators (rule `backupjobruns:restore_anywhere`): others get what the agent is set up for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import marshmallow
+from marshmallow import fields, validate, validates_schema
+
+from raksha.api.bodies import Body, Flag, Items, Text
+from raksha.api.job_body import identifier
+from raksha.states import Format
+
+KINDS = ("domain", "files", "in_place")
+
+#: of a file on a host: what is above it is the operator's affair
+_DIRECTORY = r"(?:/(?!\.\.?(?:/|$))[^/\n\t]{1,255})+/?"
+
+
+class TargetBody(Body):
+    """Where to."""
+
+    kind = fields.String(required=True, validate=validate.OneOf(KINDS))
+    directory = Text(
+        least=1, most=1024, pattern=_DIRECTORY,
+        metadata={"description": "On the host; default: what its agent is set up for. Operators only"},
+    )  # fmt: skip
+    host = Text(least=1, most=255, metadata={"description": "Whose agent does it; default: any. Operators only"})
+    format = fields.Enum(Format, by_value=True, metadata={"description": "Of the disks; default: as the VM had them"})
+    start = Flag(metadata={"description": "Start the new VM; of kind domain only"})
+
+    @validates_schema
+    def check_kind(self, data: Mapping[str, Any], **_: Any) -> None:
+        kind = data.get("kind")
+        fitting = {"domain": {"directory", "host", "format", "start"}, "files": {"directory", "host", "format"}}
+        for name in data:
+            if kind in KINDS and name not in {"kind", *fitting.get(kind, ())}:
+                raise marshmallow.ValidationError(f"Does not go with {kind}.", name)
+
+
+class VmWanted(Body):
+    """A VM of the restore point."""
+
+    id = identifier(required=True)
+    disks = Items(Text(least=1, most=32), most=64, load_default=list, metadata={"description": "Empty: all"})
+    name = Text(
+        least=1, most=200, pattern=r"[A-Za-z0-9_+@][A-Za-z0-9._+@ -]*",
+        metadata={"description": "Of the new VM; default: its old one with -restored-… behind it"},
+    )  # fmt: skip
+
+
+class RestoreAsked(Body):
+    """A restore, or with `dry_run` what it would do."""
+
+    target = fields.Nested(TargetBody, required=True)
+    vms = Items(fields.Nested(VmWanted), least=1, most=1000, metadata={"description": "Default: all, with all disks"})
+    dry_run = Flag(load_default=False)

@@ -1,0 +1,198 @@
+"""What a restore would read and make: from the database alone.
+
+The row (`Restore.target`) holds what was asked for with nothing left open: `kind`, `vms` with `vm`, `disks` and `name`,
+`directory`, `format`, `start`, `host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from marshmallow import Schema, fields, validate
+from msgspec import Struct
+from sqlalchemy.orm import Session
+
+from raksha.api.answers import Instant, Said
+from raksha.api.restore_body import KINDS
+from raksha.api.run_shown import BackupShown, backup_shown
+from raksha.db import backups, runs, services
+from raksha.db.models import BackupJobRun, VmResourceBackup
+from raksha.db.runs import Detail
+from raksha.errors import RequestInvalid
+from raksha.states import BackupState, Consistency, RunState, ServiceKind
+
+
+class DiskPlanned(Schema):
+    """A disk, and the stored copies that it is read from: the newest first, each builds on the next."""
+
+    resource = fields.String(required=True)
+    size = fields.Integer(required=True)
+    bytes_stored = fields.Integer(required=True, metadata={"description": "Compressed data to fetch at most"})
+    copies = fields.List(fields.Nested(BackupShown), required=True)
+
+
+class VmPlanned(Schema):
+    id = fields.String(required=True)
+    name = fields.String(required=True, allow_none=True)
+    new_name = fields.String(required=True, allow_none=True)
+    disks = fields.List(fields.Nested(DiskPlanned), required=True)
+
+
+class RestorePlan(Schema):
+    """What a restore would do; nothing was done."""
+
+    backupjobrun_id = fields.String(required=True)
+    kind = fields.String(required=True, validate=validate.OneOf(KINDS))
+    taken_at = Instant(required=True, allow_none=True)
+    consistency = fields.String(required=True, allow_none=True, validate=validate.OneOf([*Consistency, None]))
+    bytes_total = fields.Integer(required=True, metadata={"description": "Of all disks"})
+    bytes_stored = fields.Integer(required=True, metadata={"description": "Compressed data to fetch at most"})
+    vms = fields.List(fields.Nested(VmPlanned), required=True)
+    problems = fields.List(
+        fields.Nested(Said), required=True, metadata={"description": "Why it might fail, as far as is known here"}
+    )
+
+
+class Disk(Struct, frozen=True):
+    """A disk to be restored."""
+
+    resource: str
+    size: int
+    #: what it is read from, itself first
+    chain: tuple[VmResourceBackup, ...]
+
+
+class Vm(Struct, frozen=True):
+    """A VM to be restored."""
+
+    vm_id: str
+    name: str | None
+    new_name: str | None
+    disks: tuple[Disk, ...]
+
+
+def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore_id: str) -> list[Vm]:
+    """The VMs and disks that a body asks for, with all that they are read from. Raises `RequestInvalid`."""
+    detail = runs.detail(session, run)
+    there = {vm.vm_id: vm for vm in detail.vms if _disks(detail, vm.id)}
+    asked = body.get("vms") or [{"id": id, "disks": []} for id in there]
+    if len({vm["id"] for vm in asked}) != len(asked):
+        raise RequestInvalid(problems=[("vms", "A VM is named more than once.")])
+    found = []
+    for number, wanted in enumerate(asked):
+        vm = there.get(wanted["id"])
+        if vm is None:
+            raise RequestInvalid(problems=[(f"vms.{number}.id", f"The restore point has no VM {wanted['id']}.")])
+        disks = _disks(detail, vm.id)
+        missing = [name for name in wanted["disks"] if name not in disks]
+        if missing:
+            raise RequestInvalid(problems=[(f"vms.{number}.disks", f"It has no disk {missing[0]} there.")])
+        new_name = None
+        if body["target"]["kind"] == "domain":
+            new_name = wanted.get("name") or f"{(vm.name or vm.vm_id)[:170]}-restored-{restore_id[:8]}"
+        elif "name" in wanted:
+            raise RequestInvalid(problems=[(f"vms.{number}.name", "Only a new VM (kind domain) gets a name.")])
+        names = [name for name in disks if not wanted["disks"] or name in wanted["disks"]]
+        planned = tuple(
+            Disk(name, disks[name].size, tuple(backups.chain(session, disks[name].id))) for name in names
+        )
+        found.append(Vm(vm.vm_id, vm.name, new_name, planned))
+    if not found:
+        raise RequestInvalid(problems=[("vms", "Nothing is stored in this restore point.")])
+    return found
+
+
+def _disks(detail: Detail, run_vm_id: str) -> dict[str, VmResourceBackup]:
+    readable = (BackupState.AVAILABLE, BackupState.DEGRADED)
+    stored = ((disk.resource, detail.backups.get(disk.id)) for disk in detail.resources[run_vm_id])
+    return {name: backup for name, backup in stored if backup is not None and backup.state in readable}
+
+
+def document(body: Mapping[str, Any], vms: list[Vm]) -> dict[str, Any]:
+    """For `Restore.target`."""
+    target = body["target"]
+    return {
+        "kind": target["kind"],
+        "vms": [{"vm": vm.vm_id, "disks": [disk.resource for disk in vm.disks], "name": vm.new_name} for vm in vms],
+        "directory": target.get("directory"),
+        "format": target.get("format"),
+        "start": target.get("start", False),
+        "host": target.get("host"),
+    }
+
+
+def plan(session: Session, run: BackupJobRun, body: Mapping[str, Any], vms: list[Vm], within: float) -> dict[str, Any]:
+    """For `RestorePlan`. `within`: seconds since its last heartbeat after which an agent counts as gone."""
+    planned = [
+        {
+            "id": vm.vm_id,
+            "name": vm.name,
+            "new_name": vm.new_name,
+            "disks": [
+                {
+                    "resource": disk.resource,
+                    "size": disk.size,
+                    "bytes_stored": sum(copy.bytes_stored for copy in disk.chain),
+                    "copies": [backup_shown(copy) for copy in disk.chain],
+                }
+                for disk in vm.disks
+            ],
+        }
+        for vm in vms
+    ]
+    disks = [disk for vm in vms for disk in vm.disks]
+    return {
+        "backupjobrun_id": run.id,
+        "kind": body["target"]["kind"],
+        "taken_at": run.taken_at,
+        "consistency": run.consistency,
+        "bytes_total": sum(disk.size for disk in disks),
+        "bytes_stored": sum(copy.bytes_stored for disk in disks for copy in disk.chain),
+        "vms": planned,
+        "problems": list(_problems(session, run, body, vms, within)),
+    }
+
+
+def _problems(
+    session: Session, run: BackupJobRun, body: Mapping[str, Any], vms: list[Vm], within: float
+) -> Iterator[dict[str, str]]:
+    target = body["target"]
+    if run.state == RunState.DEGRADED:
+        yield _said("degraded", "something that this restore point needs was found missing or damaged")
+    for vm in vms:
+        for disk in vm.disks:
+            for copy in disk.chain:
+                if copy.state != BackupState.AVAILABLE:
+                    yield _said("copy_not_available", f"{vm.vm_id}:{disk.resource}: copy {copy.id} is {copy.state}")
+    alive = services.alive(session, ServiceKind.AGENT, within)
+    hosts = {agent.host for agent in alive}
+    if "host" in target and target["host"] not in hosts:
+        yield _said("agent_gone", f"no agent of host {target['host']} is there")
+    elif not hosts:
+        yield _said("agent_gone", "no agent is there")
+    if target["kind"] == "in_place":
+        for vm in vms:
+            yield from _problems_in_place(session, vm.vm_id, hosts)
+
+
+def _problems_in_place(session: Session, vm_id: str, hosts: set[str]) -> Iterator[dict[str, str]]:
+    seen = services.agents_of(session, vm_id)
+    if not seen:
+        yield _said("vm_not_seen", f"no agent sees VM {vm_id}")
+        return
+    agent, vm = seen[0]
+    if agent.host not in hosts:
+        yield _said("agent_gone", f"the agent of the host of VM {vm_id} is silent")
+    if vm.power != "shut off":
+        yield _said("vm_not_shut_off", f"VM {vm_id} was {vm.power} when it was seen last")
+
+
+def require_owned(session: Session, project_id: str, vms: list[Vm], *, unowned: bool) -> None:
+    """What is overwritten belongs to the project now. Raises `RowNotFound`."""
+    for vm in vms:
+        services.vm(session, project_id, vm.vm_id, unowned=unowned)
+
+
+def _said(code: str, message: str) -> dict[str, str]:
+    return {"code": code, "message": message}
