@@ -78,6 +78,7 @@ setup(
     entry_points={
         "console_scripts": [
             "raksha = raksha.cmd.main:main",
+            "raksha-agent = raksha.cmd.agent:main",
             "raksha-api = raksha.cmd.api:main",
             "raksha-manage = raksha.cmd.manage:main",
             "raksha-scheduler = raksha.cmd.scheduler:main",

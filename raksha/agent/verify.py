@@ -38,6 +38,14 @@ def verify_runs(
     return len(documents.copies), [*unreadable, *documents.findings(), *found]
 
 
+def copies_of(catalog: Catalog, keys: Sequence[ResourceKey]) -> tuple[list[CopyToVerify], list[Finding]]:
+    """These disk copies with all that they build on; and what is wrong with the documents that lead there."""
+    documents = _Documents(catalog)
+    for key in keys:
+        documents.look_at_copy(key.vm, key)
+    return list(documents.copies.values()), documents.findings()
+
+
 class _Documents:
     """Reads what leads to the data."""
 
@@ -54,14 +62,18 @@ class _Documents:
         except Damaged as error:
             self._note(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm), error, keys)
         for key in keys:
-            try:
-                chain = self._catalog.chain(key)
-                self.copies |= {each.resource_key: self._copy(vm, each) for each in chain}
-            except ParentMissing as error:
-                parent = ResourceKey(key.backupjob, error.fields["parent"], key.vm, key.resource)
-                self._note(names.metadata(parent), error, [key])
-            except Damaged as error:
-                self._note(error.fields.get("name", names.metadata(key)), error, [key])
+            self.look_at_copy(vm.name, key)
+
+    def look_at_copy(self, vm: str, key: ResourceKey) -> None:
+        """`vm`: as a person knows it."""
+        try:
+            chain = self._catalog.chain(key)
+            self.copies |= {each.resource_key: self._copy(vm, each) for each in chain}
+        except ParentMissing as error:
+            parent = ResourceKey(key.backupjob, error.fields["parent"], key.vm, key.resource)
+            self._note(names.metadata(parent), error, [key])
+        except Damaged as error:
+            self._note(error.fields.get("name", names.metadata(key)), error, [key])
 
     def findings(self) -> list[Finding]:
         return [Finding(name, code, detail, tuple(hits)) for (name, code), (detail, hits) in self._wrong.items()]
@@ -69,11 +81,11 @@ class _Documents:
     def _note(self, name: str, error: Damaged, keys: Sequence[ResourceKey]) -> None:
         self._wrong.setdefault((name, error.code), (str(error), []))[1].extend(keys)
 
-    def _copy(self, vm: VmSummary, metadata: BackupMetadata) -> CopyToVerify:
+    def _copy(self, vm: str, metadata: BackupMetadata) -> CopyToVerify:
         key = metadata.resource_key
         return CopyToVerify(
             key=key,
-            vm=vm.name,
+            vm=vm,
             map_name=names.map_object(key, metadata.map.digest),
             map_size=metadata.map.size,
             hasher=self._catalog.hasher(metadata.key_id),

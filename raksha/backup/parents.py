@@ -135,8 +135,8 @@ def pin_copies(
     base: BaseImage | None,
     dedupe: DedupeIndex,
 ) -> None:
-    """`pin_for_full` where somebody else has looked: `own` are copies of this disk, the newest first; `clones` of others
-    that may be on the same base image."""
+    """`pin_for_full` where somebody else has looked: `own` are copies of this disk, the newest first, `clones` those of
+    others that may be on the same base image."""
     for keys, alike, most in ((own, False, 1), (clones, True, _CLONES if base is not None else 0)):
         pinned = 0
         for key in keys:

@@ -1,0 +1,123 @@
+"""The tasks that this process has claimed, a thread each, from the claim to its end.
+
+The end goes into the outbox before anything else. A task that is claimed again while its thread lives goes on under the
+new epoch; one whose thread was told to give up is begun again after that.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from raksha.agent import logs
+from raksha.agent.carry import carry_out, kind_of
+from raksha.agent.host import Host
+from raksha.agent.outbox import Outbox
+from raksha.agent.work import End, Work
+from raksha.states import TaskState
+from raksha.tasks import HAND_BACK, BackupOrder, Claimed, FinishOrder, HandBack, RestoreOrder
+
+_log = logging.getLogger(__name__)
+
+
+class Crew:
+    """For any thread."""
+
+    def __init__(self, host: Host, outbox: Outbox, done: Callable[[], None]) -> None:
+        """`done` is called after each end."""
+        self._host = host
+        self._outbox = outbox
+        self._done = done
+        self._lock = threading.Lock()
+        self._works: dict[str, Work] = {}
+        self._threads: dict[str, threading.Thread] = {}
+
+    def working(self) -> list[Work]:
+        with self._lock:
+            return list(self._works.values())
+
+    def heavy(self) -> int:
+        """Tasks that count against the capacity."""
+        return sum(work.heavy for work in self.working())
+
+    def take(self, claimed: Claimed, asked_at: float) -> None:
+        """Begin a claimed task, or go on with it."""
+        with self._lock:
+            work = self._works.get(claimed.task_id)
+            if work is not None and work.why is not End.STALE:
+                work.adopt(claimed, asked_at)
+                self._outbox.restamp(claimed.task_id, claimed.epoch)
+                _log.info("task %s goes on under epoch %d", claimed.task_id, claimed.epoch)
+                return
+            if self._outbox.restamp(claimed.task_id, claimed.epoch):
+                return
+            before = self._threads.get(claimed.task_id)
+            work = self._works[claimed.task_id] = Work(claimed, asked_at)
+            thread = threading.Thread(
+                target=self._carry, args=(work, before), name=f"task-{claimed.task_id}", daemon=True
+            )
+            self._threads[claimed.task_id] = thread
+        thread.start()
+
+    def end(self, task_id: str, why: End) -> None:
+        for work in self.working():
+            if work.task_id == task_id:
+                work.end(why)
+
+    def end_all(self, why: End) -> None:
+        for work in self.working():
+            work.end(why)
+
+    def give_up(self, task_id: str) -> None:
+        """Somebody else has it, or nobody wants it: what it has open is abandoned."""
+        self.end(task_id, End.STALE)
+        open_capture = self._host.captures.take_of_task(task_id)
+        if open_capture is not None:
+            open_capture.abandon()
+
+    # -- one thread ---------------------------------------------------------------------------------
+
+    def _carry(self, work: Work, before: threading.Thread | None) -> None:
+        order = work.order
+        run = order.backupjobrun if isinstance(order, BackupOrder | FinishOrder | RestoreOrder) else None
+        kind = kind_of(work)
+        with logs.about(work.task_id, run, work.claimed.request_id):
+            if before is not None:
+                before.join()
+            self._give_way(work)
+            self._host.metrics.running.labels(kind).inc()
+            _log.info("%s begins under epoch %d", kind, work.claimed.epoch, extra={"action": "task"})
+            finish = carry_out(self._host, work)
+            end = str(work.why or End.STALE) if finish is None else str(finish.to)
+            _log.info("%s ends: %s", kind, end, extra={"action": "task"})
+            self._host.metrics.running.labels(kind).dec()
+            self._host.metrics.tasks.labels(kind, end).inc()
+        if finish is not None:
+            self._outbox.put(finish)
+            if work.epoch != finish.epoch:  # claimed again just now
+                self._outbox.restamp(work.task_id, work.epoch)
+            if finish.to is not TaskState.DONE:
+                _log.debug("task %s: %s", work.task_id, finish.error)
+        elif work.why is End.STOPPED:
+            self._host.said.say(HAND_BACK, HandBack(task_id=work.task_id, epoch=work.epoch))
+        else:
+            self.give_up(work.task_id)
+        with self._lock:
+            if self._works.get(work.task_id) is work:
+                del self._works[work.task_id], self._threads[work.task_id]
+        self._done()
+
+    def _give_way(self, work: Work) -> None:
+        """The end of a run is told while its VM is still being captured here: somebody has given that up already."""
+        order = work.order
+        if not isinstance(order, FinishOrder):
+            return
+        for other in self.working():
+            theirs = other.order
+            if isinstance(theirs, BackupOrder) and (theirs.backupjobrun, theirs.vm) == (order.backupjobrun, order.vm):
+                other.end(End.STALE)
+                with self._lock:
+                    thread = self._threads.get(other.task_id)
+                if thread is not None:
+                    thread.join()

@@ -1,0 +1,88 @@
+"""`[agent]` of the configuration: which host it is, how much it takes on, where it may restore to.
+
+How VMs are captured on the host, `[host]` says (`config.py`).
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from msgspec import Struct
+from oslo_config import cfg
+
+from raksha.errors import SettingsWrong
+
+STANDARD_FILE = Path("/etc/raksha/raksha.conf")
+
+
+class AgentSettings(Struct, frozen=True):
+    """Times are seconds."""
+
+    #: one agent a host, the same name after a restart: its VMs and what it captured are found by it
+    host: str = ""
+    #: placement may name it
+    zone: str = ""
+    #: URL of oslo.messaging
+    transport_url: str = ""
+    #: backups, restores and verifications at once
+    capacity: int = 4
+    #: between two questions for work, where nobody wakes it
+    poll_interval: float = 5.0
+    #: between two reports of progress of one task
+    report_interval: float = 1.0
+    #: for an answer over the bus
+    patience: float = 10.0
+    #: between two looks at all VMs
+    look_interval: float = 15.0
+    #: for what is under way, when it is told to stop
+    drain_timeout: float = 60.0
+    #: restores write below these and nowhere else; the first is where they write if nobody says
+    restore_dirs: tuple[Path, ...] = ()
+    #: of Prometheus; port 0: none
+    metrics_address: str = "127.0.0.1"
+    metrics_port: int = 0
+
+
+_DEFAULTS = AgentSettings()
+
+OPTIONS = [
+    cfg.StrOpt("host", default="", help="The name of this host, of its own and always the same. Unset: its host name."),
+    cfg.StrOpt("zone", default="", help="The zone of this host, for jobs that say where work may be done."),
+    cfg.StrOpt("transport_url", default="", secret=True,
+               help="The message bus: rabbit://user:password@host:5672/."),
+    cfg.IntOpt("capacity", default=_DEFAULTS.capacity, min=1,
+               help="Backups, restores and verifications that it does at once."),
+    cfg.FloatOpt("poll_interval", default=_DEFAULTS.poll_interval, min=0.1,
+                 help="Seconds between two questions for work, where nobody wakes it."),
+    cfg.FloatOpt("report_interval", default=_DEFAULTS.report_interval, min=0.1,
+                 help="Seconds between two reports of progress of one task."),
+    cfg.FloatOpt("patience", default=_DEFAULTS.patience, min=0.5, help="Seconds to wait for an answer over the bus."),
+    cfg.FloatOpt("look_interval", default=_DEFAULTS.look_interval, min=1, help="Seconds between two looks at all VMs."),
+    cfg.FloatOpt("drain_timeout", default=_DEFAULTS.drain_timeout, min=0,
+                 help="Seconds that it waits for what is under way when it is told to stop."),
+    cfg.ListOpt("restore_dirs", default=[],
+                help="Directories below which restores may write. Unset: restores in the state directory."),
+    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address, help="Where metrics are served."),
+    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics of Prometheus; 0: none."),
+]  # fmt: skip
+
+
+def load(path: Path | None = None) -> AgentSettings:
+    """From a file (default: /etc/raksha/raksha.conf if it is there) and `OS_AGENT__*` variables.
+
+    Raises `SettingsWrong`.
+    """
+    file = path or (STANDARD_FILE if STANDARD_FILE.exists() else None)
+    conf = cfg.ConfigOpts()
+    conf.register_opts(OPTIONS, group="agent")
+    try:
+        conf([], project="raksha", default_config_files=[str(file)] if file else [], default_config_dirs=[])
+        found = {option.name: conf.agent[option.name] for option in OPTIONS}
+    except (cfg.Error, OSError, UnicodeDecodeError) as error:
+        raise SettingsWrong(detail=str(error)) from error
+    found["host"] = found["host"] or socket.gethostname()
+    found["restore_dirs"] = tuple(Path(each) for each in found["restore_dirs"])
+    if wrong := [str(each) for each in found["restore_dirs"] if not each.is_absolute()]:
+        raise SettingsWrong(detail=f"restore_dirs: {wrong[0]} is no absolute path")
+    return AgentSettings(**found)
