@@ -62,7 +62,7 @@ class PretendCapture:
         self.disks = list(disks)
         self.taken_at = taken_at
         self.machine = Machine(
-            uuid=vm, name=f"name of {vm}", domain_xml="<domain secret='x'/>", live_xml=None, power="running", nvram=b"\0n"
+            uuid=vm, name=f"name of {vm}", domain_xml="<domain/>", live_xml=None, power="running", nvram=b"\0n"
         )
 
 
@@ -174,9 +174,9 @@ class PretendAgent:
             for start in range(0, len(data), CLUSTER_SIZE)
             if data[start : start + CLUSTER_SIZE] != old[start : start + CLUSTER_SIZE]
         ]
-        return MemoryDisk(
-            data, changed, mode=ReadMode.DELTA, reason=None, parent=parent.key.backupjobrun, target=target, base_image=base
-        )
+        delta = MemoryDisk(data, changed, mode=ReadMode.DELTA, reason=None, target=target, base_image=base)
+        delta.parent = parent.key.backupjobrun
+        return delta
 
 
 def check_restores(url: str, job: str, agents: Sequence[PretendAgent], spool: Path, runs: Sequence[str]) -> None:
@@ -184,7 +184,9 @@ def check_restores(url: str, job: str, agents: Sequence[PretendAgent], spool: Pa
     with closing(open_store(url)) as store:
         catalog = Catalog.open(store)
         for run in runs:
-            there = {(key.vm, key.resource) for key in found.resource_keys()} if (found := catalog.run(job, run)) else set()
+            found = catalog.run(job, run)
+            assert found is not None, f"{run} is not in the vault"
+            there = {(key.vm, key.resource) for key in found.resource_keys()}
             captured = {key: data for agent in agents for key, data in agent.captured.get(run, {}).items()}
             assert there == set(captured)
             for (vm, target), data in captured.items():

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
+from raksha import crash
+from raksha.db.models import BackupJobRun, Vault
 from raksha.db.session import Database
+from raksha.scheduler import committing
 from raksha.states import BackupKind, RunState
-from tests.bed.scheduling import held, tasks_of
+from tests.bed.databases import PROJECT
+from tests.bed.pretend import PretendAgent
+from tests.bed.scheduling import held, runs_of, tasks_of
 from tests.unit.scheduler.service import Service
 
 
@@ -38,3 +47,191 @@ def test_full_and_increments_of_two_hosts_restore(service: Service) -> None:
     row = service.run_row(made[-1])
     assert (row.state, row.group_consistent, row.bytes_total > 0) == (RunState.AVAILABLE, None, True)
     assert all(task.result is None for task in tasks_of(service.database, made[-1]) if task.kind == "backup")
+
+
+# -- killed, overtaken ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing that only catches errors goes on after it. tests/contract kills for real."""
+
+
+class Points:
+    """Passes crash points; does something at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed: list[str] = []
+        self.at: int | None = None
+        self.act: Callable[[], None] = self.kill
+        monkeypatch.setattr(crash, "ON", True)
+        monkeypatch.setattr(crash, "_pass", self._pass)
+
+    def _pass(self, name: str) -> None:
+        if name.startswith("directory."):  # within these an exception is not like a kill: the store tidies up
+            return
+        self.passed.append(name)
+        if self.at == len(self.passed) - 1:
+            self.at = None
+            self.act()
+
+    def kill(self) -> None:
+        raise Killed(self.passed[-1])
+
+    def arm(self, at: int | None, act: Callable[[], None] | None = None) -> None:
+        self.passed, self.at, self.act = [], at, act or self.kill
+
+
+@pytest.fixture
+def points(monkeypatch: pytest.MonkeyPatch) -> Points:
+    return Points(monkeypatch)
+
+
+def one_vm(service: Service) -> tuple[PretendAgent, str]:
+    agent = service.agent()
+    agent.have("web", "vda", "vdb", clusters=3)
+    return agent, service.job("web")
+
+
+def first_of(service: Service, points: Points, agent: PretendAgent, job: str) -> tuple[list[str], list[str]]:
+    """A full backup and an increment, and the points that the commit of the second passes."""
+    made = [service.backup(job, BackupKind.FULL), service.to_commit(job)]
+    points.arm(None)
+    assert service.commit(made[-1]) == RunState.AVAILABLE
+    passed = [*points.passed]
+    agent.work()
+    return made, passed
+
+
+def test_killed_at_any_step_of_a_commit_the_next_scheduler_completes_it(service: Service, points: Points) -> None:
+    agent, job = one_vm(service)
+    made, passed = first_of(service, points, agent, job)
+    assert {"vault.put.epoch", "vault.put.run.json.done", "commit.number.done", "commit.publish.done"} <= {*passed}
+    for step in range(len(passed)):
+        agent.write("web", step % 3, seed=step)
+        id = service.to_commit(job)
+        points.arm(step)
+        with pytest.raises(Killed):
+            service.commit(id, "first")
+        points.arm(None)
+        service.lease_over(id)
+        if service.run_row(id).state != RunState.AVAILABLE:
+            assert service.commit(id, "second") == RunState.AVAILABLE
+        agent.work()
+        made.append(id)
+    assert len(made) > 15
+    service.check(job, *made)
+    assert [service.run_row(id).commit_number for id in made] == list(range(1, len(made) + 1))
+    assert [order.backupjobrun for order in agent.finished] == made
+    assert held(service.database) == {}
+
+
+def test_overtaken_at_any_step_it_changes_nothing_any_more(service: Service, points: Points) -> None:
+    agent, job = one_vm(service)
+    made, passed = first_of(service, points, agent, job)
+    for step in range(len(passed)):
+        agent.write("web", step % 3, seed=step)
+        id = service.to_commit(job)
+
+        def overtake(id: str = id) -> None:
+            service.lease_over(id)
+            service.commit(id, "second")
+
+        points.arm(step, overtake)
+        assert service.commit(id, "first") == RunState.AVAILABLE
+        assert agent.work() == 1
+        made.append(id)
+    service.check(job, *made)
+    assert [service.run_row(id).commit_number for id in made] == list(range(1, len(made) + 1))
+    assert [order.number for order in agent.finished] == list(range(1, len(made) + 1))
+
+
+# -- faults -----------------------------------------------------------------------------------------
+
+
+def test_a_vault_that_is_away_puts_the_commit_off_and_its_vm_stays_reserved(service: Service, tmp_path: Path) -> None:
+    agent, job = one_vm(service)
+    first = service.backup(job, BackupKind.FULL)
+    agent.write("web", 1)
+    id = service.to_commit(job)
+    (tmp_path / "vaults").rename(tmp_path / "away")
+    assert service.commit(id) == RunState.COMMITTING
+    row = service.run_row(id)
+    assert row.owner_id is None and row.lease_until is not None
+    assert committing.waiting(service.database, 10) == [], "not again at once"
+    assert held(service.database)["vm", "web"] == [id]
+    (tmp_path / "away").rename(tmp_path / "vaults")
+    service.lease_over(id)
+    assert service.commit(id) == RunState.AVAILABLE
+    service.check(job, first, id)
+
+
+def test_a_segment_that_is_lost_fails_the_run_and_it_is_tried_again(service: Service, tmp_path: Path) -> None:
+    agent, job = one_vm(service)
+    first = service.backup(job, BackupKind.FULL)
+    agent.write("web", 1)
+    before = segments(tmp_path)
+    id = service.to_commit(job)
+    for path in segments(tmp_path) - before:
+        path.unlink()
+    assert service.commit(id) == RunState.ERROR
+    assert service.run_row(id).error["code"] == "object_missing"
+    agent.work()
+    assert (agent.finished[-1].backupjobrun, agent.finished[-1].number) == (id, None)
+    again = next(run for run in runs_of(service.database) if run.retry_of == id)
+    service.round()
+    agent.work()
+    service.round()
+    assert held(service.database)["vm", "web"] == [again.id]
+    assert service.commit(again.id) == RunState.AVAILABLE
+    service.check(job, first, again.id)
+    # the failed one left no gap for those who count
+    assert sorted(path.name for path in (tmp_path / f"vaults/{PROJECT}/backupjobs/epochs").iterdir()) == [
+        f"{number:012d}" for number in range(1, again_number(service, again.id) + 1)
+    ]
+
+
+def again_number(service: Service, id: str) -> int:
+    return service.run_row(id).commit_number or 0
+
+
+def segments(folder: Path) -> set[Path]:
+    root = folder / f"vaults/{PROJECT}/backupjobs_segments"
+    return {path for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_database_older_than_its_vault_commits_nothing(service: Service, tmp_path: Path) -> None:
+    agent, job = one_vm(service)
+    first = service.backup(job, BackupKind.FULL)
+    agent.write("web", 1)
+    second = service.backup(job)
+
+    # as if the second commit was after the dump
+    def forget(session: Session) -> None:
+        session.execute(update(BackupJobRun).where(BackupJobRun.id == second).values(commit_number=None))
+        session.execute(update(Vault).values(last_commit=1))
+
+    service.database.run(forget)
+    for _ in range(2):
+        id = service.to_commit(job)
+        assert service.commit(id) == RunState.ERROR
+        assert service.run_row(id).error["code"] == "database_behind"
+        agent.work()
+    with service.database.reading() as session:
+        assert session.scalars(select(Vault.last_commit)).one() == 1, "or the next ones would slip past what is there"
+    service.check(job, first, second)
+
+
+def test_what_was_not_ordered_is_refused_once_for_all(service: Service) -> None:
+    agent, job = one_vm(service)
+    id = service.queue(job)
+    service.round()
+    (task,) = agent.claim()
+    stored = agent.store(task)
+    wrong = {"parent": "another-run", "kind": BackupKind.INCREMENTAL}
+    forged = replace(stored, disks=tuple(replace(disk, **wrong) for disk in stored.disks))
+    for _ in range(2):  # its agent may say it again
+        agent.finish(task, forged)
+    service.round()
+    row = service.run_row(id)
+    assert (row.state, row.error["code"]) == (RunState.ERROR, "result_invalid")
+    assert "another-run" in row.error["message"]
