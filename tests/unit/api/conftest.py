@@ -90,9 +90,10 @@ def make_api(users_file: Path, database: Database) -> Callable[..., Api]:
         authenticator: Authenticator | None = None,
         checks: dict[str, Callable[[], object]] | None = None,
         limits: Limits | None = None,
+        wake: Callable[[], object] = lambda: None,
         **settings: Any,
     ) -> Api:
-        services = Services(database, authenticator or http_basic.HttpBasic(users_file), checks or {})
+        services = Services(database, authenticator or http_basic.HttpBasic(users_file), checks or {}, wake)
         return Api(create_app(ApiSettings(limits=limits or Limits(), **settings), services, (*NOUNS, *nouns)))
 
     return make
