@@ -21,7 +21,6 @@ from raksha.config import Settings
 from raksha.errors import VaultNotFound
 from raksha.journal import Journal
 from raksha.progress import Progress
-from raksha.retention import beyond_last
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog, Listing
 from raksha.vault.collect import Collected, collect
@@ -30,7 +29,6 @@ from raksha.vault.metadata import BackupMetadata, RunDocument, Writer
 from raksha.vault.prune import remove_runs
 from raksha.vault.store import Store
 from raksha.virt.libvirt.engines import LibvirtEngines
-from raksha.virt.libvirt.hook import install_hook, remove_hook
 from raksha.virt.libvirt.host_recovery import VmRecovery, recover
 from raksha.virt.libvirt.listing import VmEntry, list_vms
 
@@ -70,6 +68,8 @@ class LocalHost(Struct, frozen=True):
 
     def prune(self, url: str, keep_last: int, *, job: str | None = None, dry_run: bool = False) -> Pruned:
         """Delete all but the last restore points of each job (of one job), and what nothing refers to any more."""
+        from raksha.retention import beyond_last  # it knows about time zones, which takes a moment
+
         with closing(Journal(self.settings.state_dir)) as journal, self._writing(url, journal) as catalog:
             runs = catalog.runs()
             victims = [
@@ -180,10 +180,14 @@ class LocalHost(Struct, frozen=True):
 
     def install_hook(self) -> Path:
         """Have libvirt ask our journal before it starts a VM. Raises `HookForeign`, `OSError`."""
+        from raksha.virt.libvirt.hook import install_hook
+
         with self._engine() as (_, engine):
             return install_hook(engine.connection, self.settings.state_dir)
 
     def remove_hook(self) -> list[str]:
+        from raksha.virt.libvirt.hook import remove_hook
+
         return remove_hook()
 
     # -- parts ------------------------------------------------------------------------------------

@@ -7,10 +7,9 @@ passed on at once.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
-
-import tenacity
 
 from raksha.errors import Interrupted, ObjectExists, ObjectMissing, RakshaError
 from raksha.vault.store import ObjectInfo, Part, Store
@@ -41,7 +40,8 @@ class RetryStore:
         self._store = store
         self._cancel = cancel or threading.Event()
         self._deadline = deadline
-        self._wait = tenacity.wait_random_exponential(multiplier=first_wait, max=longest_wait)
+        self._first_wait = first_wait
+        self._longest_wait = longest_wait
         self.url = store.url
         self.manifest_limit = store.manifest_limit
 
@@ -99,14 +99,32 @@ class RetryStore:
         self._store.close()
 
     def _repeat(self, call: Callable[[], T]) -> T:
+        began = time.monotonic()
+        try:
+            return call()
+        except RakshaError as error:
+            if not error.retryable:
+                raise
+            return self._again(call, error, self._deadline - (time.monotonic() - began))
+
+    def _again(self, call: Callable[[], T], failed: RakshaError, left: float) -> T:
+        import tenacity  # most calls succeed at once, and most commands need none of this
+
+        failures = [failed]
+
+        def attempt() -> T:
+            if failures:
+                raise failures.pop()
+            return call()
+
         attempts = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_succeed_later),
-            stop=tenacity.stop_before_delay(self._deadline),
-            wait=self._wait,
+            stop=tenacity.stop_before_delay(left),
+            wait=tenacity.wait_random_exponential(multiplier=self._first_wait, max=self._longest_wait),
             sleep=self._sleep,
             reraise=True,
         )
-        return attempts(call)
+        return attempts(attempt)
 
     def _sleep(self, seconds: float) -> None:
         if self._cancel.wait(seconds):

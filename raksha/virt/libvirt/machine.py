@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tarfile
 from pathlib import Path
 
 from raksha.errors import CaptureFailed
@@ -53,6 +52,8 @@ def _tpm_directory(uuid: str) -> Path | None:
 
 
 def _tar(guest: Guest, directory: Path) -> bytes:
+    import tarfile  # few VMs have a TPM
+
     buffer = io.BytesIO()
     try:
         with tarfile.open(fileobj=buffer, mode="w") as archive:
