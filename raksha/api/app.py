@@ -41,7 +41,7 @@ from raksha.api import (
 )
 from raksha.api.auth import StripIdentity
 from raksha.api.metrics import Metrics
-from raksha.api.nouns import IdConverter, Noun, ProjectConverter, operation_of
+from raksha.api.nouns import IdConverter, Noun, ProjectConverter, described, operation_of
 from raksha.api.policy import Policy, Rule
 from raksha.api.request_id import RequestIdMiddleware
 from raksha.api.services import Frame, Services, attach, frame
@@ -114,6 +114,8 @@ def create_app(
 
     api = _Api(app, spec_kwargs={"info": {"description": pages.DESCRIPTION}})
     describe_authentication(api)
+    for converter in (ProjectConverter, IdConverter):
+        api.register_converter(converter, described)
     for noun in nouns:
         api.register_blueprint(noun)
         for number, alias in enumerate(noun.aliases):
