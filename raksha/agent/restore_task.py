@@ -9,6 +9,7 @@ Nothing is written but below the directories that the host allows (`[agent] rest
 
 from __future__ import annotations
 
+import os
 import socket
 import uuid
 from collections.abc import Sequence
@@ -117,8 +118,12 @@ class RestoreTask:
         return wanted
 
     def _own(self, path: Path) -> Path:
-        """QEMU, another user than we are, must get to its disks; nobody need see the others."""
+        """QEMU, another user than we are, must get to its disks; nobody need see the others. A directory that somebody
+        else owns is for VMs that somebody else runs."""
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
         return path
 
     def _made_before(self, identity: str) -> Restored | None:
