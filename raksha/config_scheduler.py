@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from pathlib import Path
 
 from msgspec import Struct
@@ -46,10 +47,26 @@ class SchedulerSettings(Struct, frozen=True):
     host_patience: float = 1800.0
     #: claims of a task that any agent can do; then it has failed
     max_claims: int = 5
+    #: seconds that deleted restore points stay in the vault
+    trash_seconds: float = 0.0
+    #: seconds that runs which failed are kept, for who wants to know why
+    keep_failed: float = 30 * 86400.0
+    #: seconds between two looks at all jobs for restore points that are kept no longer
+    retention_interval: float = 3600.0
+    #: seconds between two collections of the garbage of a vault
+    collect_interval: float = 6 * 3600.0
+    #: seconds after which silent processes, answers to repeated requests and the like are forgotten
+    forget_services: float = 30 * 86400.0
+    #: where maps are put together; empty: the system's temporary folder
+    spool_dir: str = ""
     #: retries of a failed run, where its job says nothing
     retries: int = 2
     #: before the first of them; doubled for each further one, at most an hour
     retry_delay: float = 300.0
+
+    def spool(self) -> Path:
+        """A folder that is there."""
+        return Path(self.spool_dir or tempfile.gettempdir())
 
 
 _DEFAULTS = SchedulerSettings()
@@ -83,6 +100,17 @@ OPTIONS = [
                  help="Seconds after the end of its lease after which a task of a host that is gone has failed."),
     cfg.IntOpt("max_claims", default=_DEFAULTS.max_claims, min=1,
                help="How often a task that any agent can do is claimed before it has failed."),
+    cfg.FloatOpt("trash_seconds", default=_DEFAULTS.trash_seconds, min=0,
+                 help="Seconds that restore points stay in the vault after they were deleted."),
+    cfg.FloatOpt("keep_failed", default=_DEFAULTS.keep_failed, min=0,
+                 help="Seconds that runs which failed or were cancelled are kept."),
+    cfg.FloatOpt("retention_interval", default=_DEFAULTS.retention_interval, min=1,
+                 help="Seconds between two looks at all jobs for restore points that are kept no longer."),
+    cfg.FloatOpt("collect_interval", default=_DEFAULTS.collect_interval, min=1,
+                 help="Seconds between two collections of what no restore point of a vault needs."),
+    cfg.FloatOpt("forget_services", default=_DEFAULTS.forget_services, min=86400,
+                 help="Seconds after which a process that is silent is forgotten."),
+    cfg.StrOpt("spool_dir", default="", help="Where maps are put together. Unset: the system's temporary folder."),
     cfg.IntOpt("retries", default=_DEFAULTS.retries, min=0, help="Retries of a failed run, if its job says nothing."),
     cfg.FloatOpt("retry_delay", default=_DEFAULTS.retry_delay, min=0,
                  help="Seconds before the first retry; doubled for each further one, up to an hour."),

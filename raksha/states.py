@@ -172,6 +172,8 @@ class TaskKind(StrEnum):
     VERIFY = "verify"
     #: give a VM back
     RELEASE = "release"
+    #: a scheduler's own: one map in the place of a chain of them
+    CONSOLIDATE = "consolidate"
 
 
 class RestoreState(StrEnum):

@@ -9,15 +9,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
-from raksha.db.columns import now
+from raksha.db.columns import SECOND, now
 from raksha.db.models import BackupJobRun, BackupJobRunVmResource, Pin, Task, Tombstone, Vault, VmResourceBackup
-from raksha.db.transition import transition
+from raksha.db.transition import transition, transition_all
 from raksha.errors import RowNotFound, StateConflict, StillNeeded
-from raksha.states import BackupKind, BackupState, PinHolder, RunState, TaskState
+from raksha.states import BackupKind, BackupState, PinHolder, RunState, TaskKind, TaskState
 
 NOUN = "resource backup"
 
@@ -25,6 +25,8 @@ _TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 _OPEN = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.CANCELLING,
          RunState.NEEDS_ATTENTION)  # fmt: skip
 _POINTS = (RunState.AVAILABLE, RunState.DEGRADED)
+#: states in which a copy is restored from, and can be pinned
+READABLE = (BackupState.AVAILABLE, BackupState.DEGRADED)
 #: pinned ones are alive whatever else they are
 _ALIVE = (BackupState.AVAILABLE, BackupState.DEGRADED, BackupState.TRASHED)
 
@@ -38,6 +40,8 @@ class Ground(Struct, frozen=True):
     ended_tasks: set[str]
     #: number of the last commit that the database knows
     last_commit: int
+    #: all runs that wrote to the vault, or may
+    runs: dict[str, RunState]
 
 
 class Known(Struct, frozen=True):
@@ -114,6 +118,11 @@ def children(session: Session, id: str) -> list[VmResourceBackup]:
     return list(session.scalars(select(VmResourceBackup).where(on_it)))
 
 
+def of_run(session: Session, run_id: str) -> list[VmResourceBackup]:
+    mine = VmResourceBackup.backupjobrun_id == run_id
+    return list(session.scalars(select(VmResourceBackup).where(mine).order_by(VmResourceBackup.id)))
+
+
 # -- pins -------------------------------------------------------------------------------------------
 
 
@@ -126,11 +135,11 @@ def pin(session: Session, kind: PinHolder, holder_id: str, backup_ids: Iterable[
     new = sorted(set(backup_ids) - held)  # in one order: two who pin the same never block each other
     if not new:
         return
-    available = VmResourceBackup.state.in_((BackupState.AVAILABLE, BackupState.DEGRADED))
-    statement = update(VmResourceBackup).where(VmResourceBackup.id.in_(new), available)
+    readable = VmResourceBackup.state.in_(READABLE)
+    statement = update(VmResourceBackup).where(VmResourceBackup.id.in_(new), readable)
     if rows.changed(session, statement.values(pin_count=VmResourceBackup.pin_count + 1)) != len(new):
         for id in new:
-            if (found := get(session, id).state) not in (BackupState.AVAILABLE, BackupState.DEGRADED):
+            if (found := get(session, id).state) not in READABLE:
                 raise StateConflict(noun=NOUN, id=id, found=found, wanted=BackupState.AVAILABLE, to="pinned")
         raise RowNotFound(noun=NOUN, id=", ".join(new))
     session.add_all(Pin(vm_resource_backup_id=id, holder_kind=kind, holder_id=holder_id) for id in new)
@@ -167,6 +176,13 @@ def pin_holders(session: Session) -> list[tuple[PinHolder, str]]:
 # -- the way out ------------------------------------------------------------------------------------
 
 
+def fail(session: Session, run_id: str) -> None:
+    """Copies in the making are none: their run failed. They build on nothing, and keep nothing from going."""
+    mine = VmResourceBackup.backupjobrun_id == run_id
+    nothing = {"vm_resource_backup_backing_id": None}
+    transition_all(session, VmResourceBackup, BackupState.ERROR, [mine], start={BackupState.CREATING}, **nothing)
+
+
 def trash(session: Session, id: str) -> None:
     """No new reader gets it; who has it pinned reads on, who builds on it stays whole. Raises `StateConflict`."""
     transition(session, VmResourceBackup, id, BackupState.TRASHED, trashed_at=now())
@@ -184,18 +200,38 @@ def begin_deleting(session: Session, id: str) -> None:
     transition(session, VmResourceBackup, id, BackupState.DELETING, where=nobody)
 
 
-def swap_map(session: Session, id: str, *, old: str, new: str, map_size: int, backing_id: str | None) -> None:
-    """Put another map in the place of `old`: the last step of a consolidation. `old` stays known until it is collected.
+def swap_map(
+    session: Session, id: str, *, old: str, new: str, map_size: int, backing_id: str | None, **more: Any
+) -> None:
+    """Put another map in the place of `old`: where a consolidation is decided. `old` stays known until nobody reads it
+    (`forget_other`). `more`: columns that change with it.
 
     Raises `RowNotFound`, and `StillNeeded` when the copy is no longer as the consolidation found it.
     """
     as_found = VmResourceBackup.id == id, VmResourceBackup.map_digest == old
-    available = VmResourceBackup.state == BackupState.AVAILABLE
-    values = {"map_digest": new, "other_map_digest": old, "map_size": map_size}
-    statement = update(VmResourceBackup).where(*as_found, available)
+    free = VmResourceBackup.state == BackupState.AVAILABLE, VmResourceBackup.other_map_digest.is_(None)
+    values = {"map_digest": new, "other_map_digest": old, "map_size": map_size, **more}
+    statement = update(VmResourceBackup).where(*as_found, *free)
     if rows.changed(session, statement.values(**values, vm_resource_backup_backing_id=backing_id)) == 0:
         found = get(session, id)
         raise StillNeeded(noun=NOUN, id=id, found=found.state, detail=f"its map is {found.map_digest}")
+    rows.reread(session, VmResourceBackup)
+
+
+def swapped(session: Session, vault_id: str, vm_id: str | None = None) -> list[VmResourceBackup]:
+    """Copies (of one VM) with a new map of which somebody may still read the old one, and what that builds on."""
+    mine = [VmResourceBackup.vault_id == vault_id, VmResourceBackup.other_map_digest.is_not(None)]
+    if vm_id is not None:
+        mine.append(VmResourceBackup.vm_id == vm_id)
+    return list(session.scalars(select(VmResourceBackup).where(*mine).order_by(VmResourceBackup.id)))
+
+
+def forget_other(session: Session, copy: VmResourceBackup) -> None:
+    """The vault names the new map of a copy, and nobody reads the old one. Raises `StillNeeded` while somebody does."""
+    unread = VmResourceBackup.pin_count == 0, VmResourceBackup.map_digest == copy.map_digest
+    statement = update(VmResourceBackup).where(VmResourceBackup.id == copy.id, *unread)
+    if rows.changed(session, statement.values(other_map_digest=None)) == 0:
+        raise StillNeeded(noun=NOUN, id=copy.id, found=copy.state, detail="somebody reads it")
     rows.reread(session, VmResourceBackup)
 
 
@@ -215,9 +251,26 @@ def ground(session: Session, vault_id: str) -> Ground:
     ended = Task.vault_id == vault_id, Task.state.in_(_TERMINAL), ~open_run
     tasks = session.scalars(select(Task.id).where(*ended))
     buried = session.scalars(select(Tombstone.task_id).where(Tombstone.vault_id == vault_id))
-    return Ground(list(copies), {*tasks, *buried}, vault.last_commit)
+    states = session.execute(select(BackupJobRun.id, BackupJobRun.state).where(BackupJobRun.vault_id == vault_id))
+    return Ground(list(copies), {*tasks, *buried}, vault.last_commit, {id: state for id, state in states})  # noqa: C416
 
 
 def forget(session: Session, task_ids: Iterable[str]) -> int:
     """Remove tombstones of tasks of which no segment is listed any more. How many."""
     return rows.changed(session, delete(Tombstone).where(Tombstone.task_id.in_(list(task_ids))))
+
+
+def buried(session: Session, vault_id: str, older_than: float) -> set[str]:
+    """Tombstones that have stood for so many seconds: listings that lag have caught up with them."""
+    old = Tombstone.vault_id == vault_id, Tombstone.created_at < now() - literal(round(older_than * SECOND))
+    return set(session.scalars(select(Tombstone.task_id).where(*old)))
+
+
+def known_maps(session: Session, run_id: str) -> set[str] | None:
+    """Digests of all maps of a run that are, or are about to be, of use. None: a consolidation of it is under way."""
+    mine = Task.backupjobrun_id == run_id, Task.kind == TaskKind.CONSOLIDATE, Task.state.not_in(_TERMINAL)
+    if session.scalars(select(Task.id).where(*mine).limit(1)).first() is not None:
+        return None
+    columns = select(VmResourceBackup.map_digest, VmResourceBackup.other_map_digest)
+    found = session.execute(columns.where(VmResourceBackup.backupjobrun_id == run_id))
+    return {digest for pair in found for digest in pair if digest is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob, BackupJobRun
 from raksha.db.runs import ENDED
 from raksha.errors import RetentionInvalid
-from raksha.retention import Point, Retention
+from raksha.retention import Decision, Point, Retention, decide
 from raksha.states import RunState
 
 
@@ -39,6 +40,30 @@ def policy(job: BackupJob) -> Retention | None:
         return msgspec.convert(job.retention, Retention)
     except msgspec.ValidationError as error:
         raise RetentionInvalid(field="row", detail=error) from error
+
+
+def decided(found: Sequence[Point], retention: Retention | None, now: int, keep_failed: float) -> list[Decision]:
+    """What becomes of each point, oldest first: as the job says, and failed runs for a while. Where nothing is
+    restorable, nothing goes. `now`: epoch seconds; `keep_failed`: seconds.
+
+    Raises `ZoneUnknown`, `RetentionInvalid`.
+    """
+    if not any(point.restorable for point in found):
+        return [Decision(point, True, ("nothing is restorable: all stay",)) for point in found]
+    counted = [point for point in found if point.restorable or point.protected]
+    if retention is None:
+        decisions = [Decision(point, True, ("the job has no retention: all stay",)) for point in counted]
+    else:
+        decisions = decide(counted, retention)
+    told = {decision.point.id: decision for decision in decisions}
+    return [told.get(point.id) or _failed(point, now, keep_failed) for point in found]
+
+
+def _failed(point: Point, now: int, keep_failed: float) -> Decision:
+    days = f"{keep_failed / 86400:g} days"
+    if now - point.taken_at > keep_failed:
+        return Decision(point, False, (f"not restorable, and older than {days}",))
+    return Decision(point, True, (f"not restorable; it is kept for {days}, for who wants to know why",))
 
 
 def document(retention: Retention | None) -> Any:

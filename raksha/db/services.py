@@ -95,6 +95,12 @@ def want(session: Session, id: str, state: ServiceState, reason: str | None) -> 
         transition(session, Service, id, state, state_reason=reason)
 
 
+def silent(session: Session, seconds: float, limit: int) -> list[Service]:
+    """Services without a heartbeat for so many seconds."""
+    long_ago = Service.heartbeat_at < now() - literal(round(seconds * SECOND))
+    return list(session.scalars(select(Service).where(long_ago).order_by(Service.heartbeat_at).limit(limit)))
+
+
 def remove(session: Session, id: str, silent_for: float) -> None:
     """Forget a service that has been silent for so many seconds. Raises `RowNotFound`, `StillNeeded`."""
     silent = Service.heartbeat_at < now() - literal(round(silent_for * SECOND))

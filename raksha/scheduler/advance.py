@@ -23,12 +23,12 @@ from sqlalchemy.orm import Session
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import backups, groups, jobs, runs, tasks
 from raksha.db.columns import now
-from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Task, VmResourceBackup
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Task
 from raksha.db.session import Database
 from raksha.db.transition import transition, transition_all
 from raksha.errors import StateConflict
 from raksha.scheduler import releasing, retry
-from raksha.states import BackupState, BarrierState, RunState, RunVmState, TaskKind, TaskState
+from raksha.states import BarrierState, RunState, RunVmState, TaskKind, TaskState
 
 #: runs that tasks can move
 _MOVED = (RunState.READY, RunState.RUNNING, RunState.CANCELLING, RunState.NEEDS_ATTENTION)
@@ -197,8 +197,7 @@ def fail(
 
 def let_go(session: Session, run: BackupJobRun) -> None:
     """What a run without result holds."""
-    copies = VmResourceBackup.backupjobrun_id == run.id
-    transition_all(session, VmResourceBackup, BackupState.ERROR, [copies], start={BackupState.CREATING})
+    backups.fail(session, run.id)
     backups.unpin(session, run.id)
     releasing.tell_hosts(session, run, None)
     releasing.release_when_over(session, run.id)

@@ -19,18 +19,18 @@ from functools import partial
 
 import raksha
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import services
+from raksha.db import runs, services
 from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
-from raksha.scheduler import committing
+from raksha.scheduler import collecting, committing, deleting, housekeeping, restore_start, retaining
 from raksha.scheduler.advance import advance
 from raksha.scheduler.background import Background
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
 from raksha.scheduler.serve import handlers
 from raksha.scheduler.tick import tick
-from raksha.states import ServiceKind, ServiceState
+from raksha.states import RunState, ServiceKind, ServiceState
 from raksha.wake import AGENTS, SCHEDULERS, WAKE, Wake
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,8 @@ _log = logging.getLogger(__name__)
 _BREATH = 0.2
 #: runs of which the commit is begun in one round
 _AT_ONCE = 100
+#: seconds between two looks for rows that have done their work
+_TIDY = 600.0
 
 
 class Loop:
@@ -60,7 +62,14 @@ class Loop:
             ("tick", lambda: tick(database)),
             ("dispatch", self._dispatch),
             ("commit", self._commit),
+            ("restore", self._restore),
+            ("delete", self._delete),
+            ("retain", self._retain),
+            ("collect", self._collect),
+            ("tidy", self._tidy),
         )
+        #: when steps that need not be done each round were done last
+        self._done_at: dict[str, float] = {}
 
     def stop(self) -> None:
         """From any thread; not from a signal handler, which may have interrupted whoever holds the lock."""
@@ -133,7 +142,52 @@ class Loop:
 
     def _commit_one(self, run_id: str) -> None:
         self._tell(committing.commit(self._database, self._settings, run_id, self._instance))
+        with self._database.reading() as session:
+            run = runs.get(session, None, run_id)
+        if run.state == RunState.AVAILABLE:
+            retaining.retain(self._database, self._settings, run.backupjob_id)
         self.wake()
+
+    def _delete(self) -> int:
+        """Runs whose deletion was begun."""
+        begun = 0
+        for id in deleting.waiting(self._database, _AT_ONCE):
+            begun += self._background.submit(f"delete {id}", partial(self._delete_one, id))
+        deleting.remove_jobs(self._database)
+        return begun
+
+    def _delete_one(self, run_id: str) -> None:
+        if deleting.delete(self._database, self._settings, run_id, self._instance):
+            self.wake()
+
+    def _retain(self) -> int | None:
+        """All jobs: policies may have changed, or whoever committed last died before it came to this."""
+        if not self._due("retain", self._settings.retention_interval):
+            return None
+        found = retaining.all_jobs(self._database)
+        return sum(len(retaining.retain(self._database, self._settings, id)) for id in found)
+
+    def _collect(self) -> int:
+        """Vaults whose collection was begun."""
+        begun = 0
+        for vault in collecting.due(self._database, self._settings):
+            work = partial(collecting.collect, self._database, vault, self._instance)
+            begun += self._background.submit(f"collect {vault.id}", work)
+        return begun
+
+    def _tidy(self) -> object:
+        return housekeeping.tidy(self._database, self._settings) if self._due("tidy", _TIDY) else None
+
+    def _due(self, name: str, seconds: float) -> bool:
+        if name in self._done_at and time.monotonic() - self._done_at[name] < seconds:
+            return False
+        self._done_at[name] = time.monotonic()
+        return True
+
+    def _restore(self) -> object:
+        done = restore_start.start(self._database, self._settings)
+        self._tell(done.hosts)
+        return done
 
     def _tell(self, hosts: Iterable[str]) -> None:
         for host in sorted(hosts):

@@ -28,7 +28,7 @@ from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
 from raksha.scheduler.groups import LATE
-from raksha.states import RestoreState, RunState, ServiceKind, ServiceState, TaskState
+from raksha.states import RestoreState, RunState, ServiceKind, ServiceState, TaskKind, TaskState
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +61,12 @@ def reap(database: Database, settings: SchedulerSettings) -> Reaped:
         over = tasks.expired(session, LOOKED_AT)
         gone = tasks.expired(session, LOOKED_AT, grace=settings.host_patience) + _left_behind(session, settings)
         late = [group.id for group in groups.overdue(session, LOOKED_AT)]
-    free = [task for task in over if task.host is None]
+    free = [task for task in over if task.host is None and task.kind != TaskKind.CONSOLIDATE]
     again = [task for task in free if task.attempts < settings.max_claims]
     lost = [task for task in free if task.attempts >= settings.max_claims]
     lost += [task for task in gone if task.host is not None]
+    # of a scheduler that died: another has begun anew
+    lost += [task for task in over if task.kind == TaskKind.CONSOLIDATE]
     requeued = sum(_tried(database, partial(tasks.requeue, task=task)) for task in again)
     give_up = partial(tasks.give_up, to=TaskState.ERROR, error=_LOST)
     failed = sum(_tried(database, partial(give_up, task=task)) for task in lost)

@@ -169,6 +169,10 @@ class Catalog:
             raise MetadataInvalid(name=names.metadata(metadata.resource_key), detail=detail)
         return reader
 
+    def map_of(self, resource: ResourceKey, digest: str) -> MapReader:
+        """A map by its digest, whatever `BackupMetadata` names. Raises `ObjectMissing`, `ObjectCorrupt`."""
+        return MapReader.open(StoreSource(self.store, names.map_object(resource, digest)), digest)
+
     def readers(self, chain: Sequence[BackupMetadata]) -> list[MapReader]:
         return [self.reader(metadata) for metadata in chain]
 

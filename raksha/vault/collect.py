@@ -28,9 +28,10 @@ from raksha.vault.map import MapReader
 from raksha.vault.metadata import EpochDocument, RunDocument, decode
 from raksha.vault.store import BACKUPS, SEGMENTS
 
-_SEGMENT = re.compile(rf"{SEGMENTS}/([0-9a-f]{{2}})/\1[0-9a-f]{{62}}-[0-9A-Za-z._-]+")
+#: names of ours
+SEGMENT = re.compile(rf"{SEGMENTS}/([0-9a-f]{{2}})/\1[0-9a-f]{{62}}-(?P<claim>[0-9A-Za-z._-]+)")
 _STEP = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-_OURS = re.compile(
+OURS = re.compile(
     rf"{BACKUPS}/(?P<job>{_STEP})/(?P<run>{_STEP})/"
     rf"(run\.json|{_STEP}/(VMMetadata|{_STEP}/(Backup|BackupMetadata|BackupMap-[0-9a-f]{{64}})))"
 )
@@ -119,7 +120,7 @@ def _mend(catalog: Catalog, image: str, reader: MapReader) -> None:
 def _garbage(catalog: Catalog, alive: sqlite3.Connection, without: Collection[str]) -> Iterator[str]:
     dead_runs: dict[tuple[str, str], bool] = {}
     for name in catalog.store.names(BACKUPS):
-        fits = _OURS.fullmatch(name)
+        fits = OURS.fullmatch(name)
         if fits and not _is_alive(alive, name):
             run = fits["job"], fits["run"]
             if run not in dead_runs:
@@ -128,7 +129,7 @@ def _garbage(catalog: Catalog, alive: sqlite3.Connection, without: Collection[st
             if dead_runs[run] or names.MAP_PREFIX in name:
                 yield name
     for name in catalog.store.names(SEGMENTS):
-        if _SEGMENT.fullmatch(name) and not _is_alive(alive, name):
+        if SEGMENT.fullmatch(name) and not _is_alive(alive, name):
             yield name
 
 

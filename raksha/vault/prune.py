@@ -16,6 +16,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -77,7 +78,14 @@ def _stand_alone(catalog: Catalog, run: RunDocument, gone: set[str], spool_dir: 
 
 def consolidate_disk(catalog: Catalog, metadata: BackupMetadata, spool_dir: Path) -> BackupMetadata:
     """A full copy from a chain, over the same segments. The old map stays until the next collection."""
-    key, store, claim = metadata.resource_key, catalog.store, f"{uuid.uuid4()}.1"
+    full = write_consolidated(catalog, metadata, f"{uuid.uuid4()}.1", spool_dir)
+    show_disk(catalog, full)
+    return full
+
+
+def write_consolidated(catalog: Catalog, metadata: BackupMetadata, claim: str, spool_dir: Path) -> BackupMetadata:
+    """Image tables and map of a full copy over the segments of a chain; inert. What its `BackupMetadata` is to be."""
+    key, store = metadata.resource_key, catalog.store
     chain = Chain(catalog.readers(catalog.chain(key)))
     with MapBuilder(metadata.geometry, metadata.key_id, spool_dir) as builder:
         consolidate(chain, builder)
@@ -86,7 +94,7 @@ def consolidate_disk(catalog: Catalog, metadata: BackupMetadata, spool_dir: Path
         built = builder.finish(image.objects, image.parts)
         store.put_file(names.map_object(key, built.digest), built.file, built.size)
         stored = sum(sealed.stored_sizes())
-    full = msgspec.structs.replace(
+    return msgspec.structs.replace(
         metadata,
         kind=BackupKind.FULL,
         parent=None,
@@ -94,9 +102,13 @@ def consolidate_disk(catalog: Catalog, metadata: BackupMetadata, spool_dir: Path
         image_size=image.size,
         volume=msgspec.structs.replace(metadata.volume, stored=stored),
     )
-    store.put_manifest(names.image(key), image.parts)
-    put_metadata(store, full)
-    return full
+
+
+def show_disk(catalog: Catalog, metadata: BackupMetadata) -> None:
+    """`Backup` and `BackupMetadata` of a copy as its map says. Again, by whoever: the same."""
+    parts = list(islice(catalog.reader(metadata).parts(), catalog.store.manifest_limit))
+    catalog.store.put_manifest(names.image(metadata.resource_key), parts)
+    put_metadata(catalog.store, metadata)
 
 
 def _with(run: RunDocument, changed: dict[tuple[str, str], BackupMetadata]) -> RunDocument:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from msgspec.structs import replace
 from sqlalchemy import update
 
-from raksha.db import vaults
+from raksha import crash
+from raksha.db import runs, vaults
 from raksha.db.jobs import Member
 from raksha.db.models import BackupJob, BackupJobRun
 from raksha.db.session import Database
-from raksha.scheduler import committing
+from raksha.scheduler import collecting, committing, deleting
 from raksha.scheduler.advance import advance
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
@@ -79,6 +82,28 @@ class Service:
             agent.work()
         return id
 
+    def delete(self, *run_ids: str, me: str = "scheduler-1") -> None:
+        """As far as it goes: the newest first, each once."""
+        for id in run_ids:
+            self.database.run(lambda s, id=id: runs.begin_deleting(s, id))
+        for id in deleting.waiting(self.database, 100):
+            deleting.delete(self.database, self.settings, id, me)
+
+    def go_on_deleting(self) -> None:
+        for run in runs_of(self.database):
+            self.lease_over(run.id)
+        self.delete()
+
+    def collect(self) -> collecting.Collected | None:
+        with self.database.reading() as session:
+            (vault,) = vaults.all_vaults(session)
+        return collecting.collect(self.database, vault, "scheduler-1")
+
+    def files(self, container: str = "backupjobs_segments") -> set[Path]:
+        """Of the project's vault."""
+        root = self.folder / "vaults" / PROJECT
+        return {path.relative_to(root) for path in (root / container).rglob("*") if path.is_file()}
+
     def lease_over(self, run_id: str) -> None:
         """Whoever committed or deleted it is gone."""
         mine = BackupJobRun.id == run_id, BackupJobRun.lease_until.is_not(None)
@@ -87,3 +112,32 @@ class Service:
     def check(self, job_id: str, *run_ids: str) -> None:
         """They restore, from the vault alone."""
         check_restores(self.url, job_id, self.agents, self.folder / "spool", run_ids)
+
+
+class Killed(BaseException):
+    """In place of SIGKILL: nothing that only catches errors goes on after it. tests/contract kills for real."""
+
+
+class Points:
+    """Passes crash points; does something at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed: list[str] = []
+        self.at: int | None = None
+        self.act: Callable[[], None] = self.kill
+        monkeypatch.setattr(crash, "ON", True)
+        monkeypatch.setattr(crash, "_pass", self._pass)
+
+    def _pass(self, name: str) -> None:
+        if name.startswith("directory."):  # within these an exception is not like a kill: the store tidies up
+            return
+        self.passed.append(name)
+        if self.at == len(self.passed) - 1:
+            self.at = None
+            self.act()
+
+    def kill(self) -> None:
+        raise Killed(self.passed[-1])
+
+    def arm(self, at: int | None, act: Callable[[], None] | None = None) -> None:
+        self.passed, self.at, self.act = [], at, act or self.kill

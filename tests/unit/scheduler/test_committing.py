@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from msgspec.structs import replace
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from raksha import crash
 from raksha.db.models import BackupJobRun, Vault
 from raksha.db.session import Database
 from raksha.scheduler import committing
@@ -18,7 +16,12 @@ from raksha.states import BackupKind, RunState
 from tests.bed.databases import PROJECT
 from tests.bed.pretend import PretendAgent
 from tests.bed.scheduling import held, runs_of, tasks_of
-from tests.unit.scheduler.service import Service
+from tests.unit.scheduler.service import Killed, Points, Service
+
+
+@pytest.fixture
+def points(monkeypatch: pytest.MonkeyPatch) -> Points:
+    return Points(monkeypatch)
 
 
 @pytest.fixture
@@ -50,40 +53,6 @@ def test_full_and_increments_of_two_hosts_restore(service: Service) -> None:
 
 
 # -- killed, overtaken ------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """In place of SIGKILL: nothing that only catches errors goes on after it. tests/contract kills for real."""
-
-
-class Points:
-    """Passes crash points; does something at one of them."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.passed: list[str] = []
-        self.at: int | None = None
-        self.act: Callable[[], None] = self.kill
-        monkeypatch.setattr(crash, "ON", True)
-        monkeypatch.setattr(crash, "_pass", self._pass)
-
-    def _pass(self, name: str) -> None:
-        if name.startswith("directory."):  # within these an exception is not like a kill: the store tidies up
-            return
-        self.passed.append(name)
-        if self.at == len(self.passed) - 1:
-            self.at = None
-            self.act()
-
-    def kill(self) -> None:
-        raise Killed(self.passed[-1])
-
-    def arm(self, at: int | None, act: Callable[[], None] | None = None) -> None:
-        self.passed, self.at, self.act = [], at, act or self.kill
-
-
-@pytest.fixture
-def points(monkeypatch: pytest.MonkeyPatch) -> Points:
-    return Points(monkeypatch)
 
 
 def one_vm(service: Service) -> tuple[PretendAgent, str]:
