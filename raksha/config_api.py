@@ -65,6 +65,8 @@ class ApiSettings(Struct, frozen=True):
     agent_timeout: float = 60.0
     #: runs of one project at once, where it has no limit of its own
     max_runs_per_project: int = 10
+    #: seconds that runs which failed are kept
+    keep_failed: float = 30 * 86400.0
     #: whose VMs are those that belong to no project; empty: nobody's
     unowned_vms_project: str = ""
 

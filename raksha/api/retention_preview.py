@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,9 +14,10 @@ from raksha.api.bodies import Body
 from raksha.api.job_body import RetentionBody, retention
 from raksha.api.nouns import Noun
 from raksha.api.policy import Allow
-from raksha.api.services import services
-from raksha.db import jobs, points
-from raksha.retention import Decision, Point, Retention, decide
+from raksha.api.services import services, settings
+from raksha.db import jobs, points, rows, runs
+from raksha.db.columns import SECOND
+from raksha.retention import Decision
 
 NOUN = Noun(
     "retention-preview", "/v1/<project:tenant_id>/backupjobs/<id:backupjob_id>/retention-preview",
@@ -56,25 +58,25 @@ def create(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
     with services().database.reading() as session:
         job = jobs.get(session, tenant_id, backupjob_id)
         policy = retention(body["retention"]) if "retention" in body else points.policy(job)
-        found = points.of_job(session, job.id)
-    decisions = _decided(found, policy)
+        found, now = points.of_job(session, job.id), rows.clock(session) // SECOND
+        owned = runs.restore_points(session, job.id)
+    decisions = points.decided(found, policy, now, settings().keep_failed)
     counted = Counter(decision.kept for decision in decisions)
-    return {"kept": counted[True], "deleted": counted[False], "decisions": [_shown(each) for each in decisions]}
+    return {"kept": counted[True], "deleted": counted[False], "decisions": [_shown(each, owned) for each in decisions]}
 
 
-def _decided(found: list[Point], policy: Retention | None) -> list[Decision]:
-    if policy is None:
-        return [Decision(point, True, ("the job has no retention: all stay",)) for point in found]
-    return decide(found, policy)
-
-
-def _shown(decision: Decision) -> dict[str, Any]:
+def _shown(decision: Decision, owned: Mapping[str, bool]) -> dict[str, Any]:
+    """`owned`: restore points, and whether their owner has protected them. Degraded ones are so by themselves."""
     point = decision.point
+    protected = owned.get(point.id, point.protected)
+    by_itself = point.protected and not protected
+    reasons = ["degraded: it stays until somebody has looked" if by_itself and each == "protected" else each
+               for each in decision.reasons]  # fmt: skip
     return {
         "backupjobrun_id": point.id,
         "taken_at": datetime.fromtimestamp(point.taken_at, UTC),
-        "protected": point.protected,
+        "protected": protected,
         "restorable": point.restorable,
         "kept": decision.kept,
-        "reasons": decision.reasons,
+        "reasons": reasons,
     }

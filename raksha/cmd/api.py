@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def load(file: Path | None = None) -> tuple[ApiSettings, SchedulerSettings]:
     """Both sections: the API tells what schedulers will do. Raises `SettingsWrong`."""
     settings, scheduling = config_api.load(file), config_scheduler.load(file)
-    shared = ("agent_timeout", "max_runs_per_project", "unowned_vms_project")
+    shared = ("agent_timeout", "keep_failed", "max_runs_per_project", "unowned_vms_project")
     return replace(settings, **{name: getattr(scheduling, name) for name in shared}), scheduling
 
 

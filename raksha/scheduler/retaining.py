@@ -19,7 +19,7 @@ from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob, BackupJobRun
 from raksha.db.session import Database
 from raksha.errors import Protected, RakshaError, RowNotFound, StateConflict, StillNeeded
-from raksha.retention import Point, decide
+from raksha.retention import Point
 from raksha.states import JobState, RunState
 
 _log = logging.getLogger(__name__)
@@ -48,13 +48,10 @@ def all_jobs(database: Database) -> list[str]:
 
 def _retain(session: Session, job_id: str, settings: SchedulerSettings) -> list[str]:
     job = jobs.get(session, None, job_id)
-    policy = points.policy(job)
     found = points.of_job(session, job_id)
     now = rows.clock(session) // SECOND
-    doomed = [point for point in found if _failed_long_ago(point, now, settings)]
-    if policy is not None:
-        decisions = decide([point for point in found if point.restorable or point.protected], policy)
-        doomed += [each.point for each in decisions if not each.kept and each.point.restorable]
+    decisions = points.decided(found, points.policy(job), now, settings.keep_failed)
+    doomed = [decision.point for decision in decisions if not decision.kept]
     restorable = [point for point in found if point.restorable]
     if not doomed or not restorable:
         return []
@@ -67,10 +64,6 @@ def _retain(session: Session, job_id: str, settings: SchedulerSettings) -> list[
             continue
         done.append(point.id)
     return done
-
-
-def _failed_long_ago(point: Point, now: int, settings: SchedulerSettings) -> bool:
-    return not point.restorable and not point.protected and now - point.taken_at > settings.keep_failed
 
 
 def _hold(session: Session, newest: Point) -> None:

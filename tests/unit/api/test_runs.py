@@ -342,6 +342,7 @@ def test_a_preview_tells_what_would_be_deleted_and_why(seen: Api, database: Data
                                      (3 * day, RunState.AVAILABLE, True), (4 * day, RunState.AVAILABLE, False))
     )  # fmt: skip
     failed = world.run(database, made["id"], RunState.ERROR, finished_at=5 * day * SECOND)
+    lately = world.run(database, made["id"], RunState.ERROR)
     world.run(database, made["id"], RunState.RUNNING)
     path = f"/v1/p1/backupjobs/{made['id']}/retention-preview"
     answer = seen("POST", path, "reader")
@@ -349,12 +350,13 @@ def test_a_preview_tells_what_would_be_deleted_and_why(seen: Api, database: Data
     found = {each["backupjobrun_id"]: (each["kept"], each["reasons"]) for each in answer.json["decisions"]}
     assert found == {
         old.id: (False, ["not among the last 1"]),
-        degraded.id: (True, ["protected"]),
+        degraded.id: (True, ["degraded: it stays until somebody has looked"]),
         kept.id: (True, ["protected"]),
         newest.id: (True, ["newest restorable", "last 1 of 1"]),
-        failed.id: (False, ["not restorable"]),
+        failed.id: (False, ["not restorable, and older than 30 days"]),
+        lately.id: (True, ["not restorable; it is kept for 30 days, for who wants to know why"]),
     }
-    assert (answer.json["kept"], answer.json["deleted"]) == (3, 2)
+    assert (answer.json["kept"], answer.json["deleted"]) == (4, 2)
     assert answer.json["decisions"][0]["taken_at"] == "1970-01-02T00:00:00+00:00"
     other = seen("POST", path, json={"retention": {"daily": 9}}).json
     assert {each["backupjobrun_id"] for each in other["decisions"] if not each["kept"]} == {failed.id}
