@@ -59,6 +59,9 @@ class SchedulerSettings(Struct, frozen=True):
     forget_services: float = 30 * 86400.0
     #: where maps are put together; empty: the system's temporary folder
     spool_dir: str = ""
+    #: of Prometheus; port 0: none
+    metrics_address: str = "127.0.0.1"
+    metrics_port: int = 0
     #: retries of a failed run, where its job says nothing
     retries: int = 2
     #: before the first of them; doubled for each further one, at most an hour
@@ -111,6 +114,8 @@ OPTIONS = [
     cfg.FloatOpt("forget_services", default=_DEFAULTS.forget_services, min=86400,
                  help="Seconds after which a process that is silent is forgotten."),
     cfg.StrOpt("spool_dir", default="", help="Where maps are put together. Unset: the system's temporary folder."),
+    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address, help="Where metrics are served."),
+    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics of Prometheus; 0: none."),
     cfg.IntOpt("retries", default=_DEFAULTS.retries, min=0, help="Retries of a failed run, if its job says nothing."),
     cfg.FloatOpt("retry_delay", default=_DEFAULTS.retry_delay, min=0,
                  help="Seconds before the first retry; doubled for each further one, up to an hour."),

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,10 +15,11 @@ from raksha import config_database, config_scheduler
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.session import Database, connect
-from raksha.errors import RakshaError
+from raksha.errors import RakshaError, SettingsWrong
 from raksha.rpc import Bus
 from raksha.scheduler.loop import Loop
 
+_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(backupjobrun)s] %(message)s"
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         database = connect(config_database.load(options.config))
         try:
             migrate.check(database)
-            logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+            _log_runs()
             # before there are threads: none of them is interrupted, the first one looks for them
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
             _work(database, settings)
@@ -49,8 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _work(database: Database, settings: SchedulerSettings) -> None:
     """Until SIGTERM or SIGINT, and then until the step under way is done."""
     bus = Bus(settings.transport_url) if settings.transport_url else None
+    end_metrics = None
     try:
         loop = Loop(database, settings, bus)
+        if settings.metrics_port:
+            end_metrics = _serve_metrics(loop, settings)
         thread = threading.Thread(target=loop.run, name="scheduler")
         thread.start()
         while thread.is_alive() and signal.sigtimedwait(_STOP, 1.0) is None:
@@ -58,8 +62,30 @@ def _work(database: Database, settings: SchedulerSettings) -> None:
         loop.stop()
         thread.join()
     finally:
+        if end_metrics is not None:
+            end_metrics()
         if bus is not None:
             bus.close()
+
+
+def _serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]:
+    """What ends it. Raises `SettingsWrong`."""
+    try:
+        return loop.metrics.serve(settings.metrics_address, settings.metrics_port)
+    except OSError as error:
+        raise SettingsWrong(detail=f"[scheduler] metrics_port {settings.metrics_port}: {error.strerror}") from error
+
+
+def _log_runs() -> None:
+    """Every line says of which run it is, as far as it is of one."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_name_run)
+    logging.basicConfig(level=logging.INFO, format=_FORMAT, handlers=[handler])
+
+
+def _name_run(record: logging.LogRecord) -> bool:
+    record.backupjobrun = getattr(record, "backupjobrun", "-")
+    return True
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from functools import partial
 import raksha
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import runs, services
+from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
@@ -27,6 +28,7 @@ from raksha.scheduler import collecting, committing, deleting, housekeeping, res
 from raksha.scheduler.advance import advance
 from raksha.scheduler.background import Background
 from raksha.scheduler.dispatch import dispatch
+from raksha.scheduler.metrics import Metrics
 from raksha.scheduler.reap import reap
 from raksha.scheduler.serve import handlers
 from raksha.scheduler.tick import tick
@@ -55,6 +57,7 @@ class Loop:
         self._stopped = False
         self._woken = threading.Event()
         self._background = Background(settings.workers)
+        self.metrics = Metrics()
         #: in this order: what one does, the next can go on with
         self._steps: tuple[tuple[str, Callable[[], object]], ...] = (
             ("reap", lambda: reap(database, settings)),
@@ -100,16 +103,19 @@ class Loop:
             if self._stopped:
                 return
             self._guarded(name, step)
+        self.metrics.round_at.set_to_current_time()
 
     def _guarded(self, name: str, step: Callable[[], object]) -> object:
         try:
-            done = step()
+            with self.metrics.step(name):
+                done = step()
         except RakshaError as error:
             _log.error("%s: %s", name, error, extra={"action": name})
             return None
         except Exception:  # what nobody thought of must not end the loop for all others
             _log.exception("%s failed", name, extra={"action": name})
             return None
+        self.metrics.note(done)
         _log.debug("%s: %s", name, done, extra={"action": name})
         return done
 
@@ -141,9 +147,11 @@ class Loop:
         return begun
 
     def _commit_one(self, run_id: str) -> None:
-        self._tell(committing.commit(self._database, self._settings, run_id, self._instance))
+        with self.metrics.step("commit one"):
+            self._tell(committing.commit(self._database, self._settings, run_id, self._instance))
         with self._database.reading() as session:
             run = runs.get(session, None, run_id)
+        self.metrics.moved.labels(run.state).inc()
         if run.state == RunState.AVAILABLE:
             retaining.retain(self._database, self._settings, run.backupjob_id)
         self.wake()
@@ -157,7 +165,9 @@ class Loop:
         return begun
 
     def _delete_one(self, run_id: str) -> None:
-        if deleting.delete(self._database, self._settings, run_id, self._instance):
+        with self.metrics.step("delete one"):
+            gone = deleting.delete(self._database, self._settings, run_id, self._instance)
+        if gone:
             self.wake()
 
     def _retain(self) -> int | None:
@@ -171,9 +181,12 @@ class Loop:
         """Vaults whose collection was begun."""
         begun = 0
         for vault in collecting.due(self._database, self._settings):
-            work = partial(collecting.collect, self._database, vault, self._instance)
-            begun += self._background.submit(f"collect {vault.id}", work)
+            begun += self._background.submit(f"collect {vault.id}", partial(self._collect_one, vault))
         return begun
+
+    def _collect_one(self, vault: Vault) -> None:
+        with self.metrics.step("collect one"):
+            self.metrics.note(collecting.collect(self._database, vault, self._instance))
 
     def _tidy(self) -> object:
         return housekeeping.tidy(self._database, self._settings) if self._due("tidy", _TIDY) else None
