@@ -13,6 +13,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
+STANDARD_FILE = Path("/etc/raksha/raksha.conf")
+
 
 def default_state_dir() -> Path:
     """`/var/lib/raksha` for root, the XDG state directory for others."""
@@ -70,8 +72,7 @@ def load(path: Path | None = None, **overrides: object) -> Settings:
     Raises `SettingsWrong` for a file that cannot be read or holds a wrong value.
     """
     values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
-    standard = Path("/etc/raksha/raksha.conf")
-    file = path or (standard if standard.exists() else None)
+    file = path or (STANDARD_FILE if STANDARD_FILE.exists() else None)
     if file is not None:
         # a third of the time that a short command takes to start, for nothing where there is no file
         from raksha.config_file import read

@@ -8,7 +8,7 @@ from oslo_config import cfg
 
 from raksha.errors import SettingsWrong
 
-_OPTIONS = [
+OPTIONS = [
     cfg.StrOpt("libvirt_uri", help="Connection to the hypervisor."),
     cfg.StrOpt("state_dir", help="Directory of the journal, locks, sockets and spool files."),
     cfg.StrOpt("engine", choices=["auto", "overlay", "pull"], help="How VMs are captured."),
@@ -32,10 +32,10 @@ _OPTIONS = [
 def read(path: Path) -> dict[str, object]:
     """What a file sets, by the names of `raksha.config.Settings`. Raises `SettingsWrong`."""
     conf = cfg.ConfigOpts()
-    conf.register_opts(_OPTIONS, group="host")
+    conf.register_opts(OPTIONS, group="host")
     try:
         conf([], project="raksha", default_config_files=[str(path)], default_config_dirs=[])
-        found = {option.name: conf.host[option.name] for option in _OPTIONS}
+        found = {option.name: conf.host[option.name] for option in OPTIONS}
     except (cfg.Error, OSError, UnicodeDecodeError) as error:
         raise SettingsWrong(detail=str(error)) from error
     return {name: value for name, value in found.items() if value is not None}

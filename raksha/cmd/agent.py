@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raksha import config, config_agent
+from raksha import config, config_agent, config_check
 from raksha.agent import logs
 from raksha.agent.service import Agent
 from raksha.errors import RakshaError, SettingsWrong
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _work(path: Path | None) -> None:
     """Until SIGTERM or SIGINT, and then until what is under way has ended or was handed back."""
+    config_check.check(path)
     settings, agent_settings = config.load(path), config_agent.load(path)
     if not agent_settings.transport_url:
         raise SettingsWrong(detail="[agent] transport_url is not set: an agent needs the message bus of its schedulers")

@@ -19,7 +19,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
 from msgspec.structs import replace
 
-from raksha import config_api, config_database, config_scheduler
+from raksha import config_api, config_check, config_database, config_scheduler
 from raksha.api import metrics
 from raksha.api.app import create_app
 from raksha.api.http_basic import HttpBasic
@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def load(file: Path | None = None) -> tuple[ApiSettings, SchedulerSettings]:
     """Both sections: the API tells what schedulers will do. Raises `SettingsWrong`."""
+    config_check.check(file)
     settings, scheduling = config_api.load(file), config_scheduler.load(file)
     shared = ("agent_timeout", "keep_failed", "max_runs_per_project", "unowned_vms_project")
     return replace(settings, **{name: getattr(scheduling, name) for name in shared}), scheduling

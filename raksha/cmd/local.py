@@ -161,8 +161,14 @@ def _positive(text: str) -> int:
 
 
 def _host(options: argparse.Namespace, output: Output, cancel: threading.Event) -> LocalHost:
+    file = options.config or (config.STANDARD_FILE if config.STANDARD_FILE.exists() else None)
+    if file is not None:
+        # where there is no file, a short command does without the time that this takes
+        from raksha import config_check
+
+        config_check.check(file)
     settings = config.load(
-        options.config,
+        file,
         libvirt_uri=options.libvirt_uri,
         state_dir=options.state_dir,
         workers=options.workers,

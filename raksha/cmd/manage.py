@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raksha import config_database
+from raksha import config_check, config_database
 from raksha.db import migrate
 from raksha.db.session import Database, connect
 from raksha.errors import RakshaError
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Never returns."""
     options = _parser().parse_args(arguments)
     try:
+        config_check.check(options.config)
         database = connect(config_database.load(options.config, options.database))
         try:
             options.call(database, options)

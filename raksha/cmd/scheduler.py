@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raksha import config_database, config_scheduler
+from raksha import config_check, config_database, config_scheduler
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.session import Database, connect
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     parser.add_argument("--config", metavar="FILE", type=Path, help="default: /etc/raksha/raksha.conf, if it is there")
     options = parser.parse_args(arguments)
     try:
+        config_check.check(options.config)
         settings = config_scheduler.load(options.config)
         database = connect(config_database.load(options.config))
         try:
