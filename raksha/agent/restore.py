@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -54,6 +54,8 @@ class RestoreOrder(Struct, frozen=True):
     dry_run: bool = False
     #: UUID of the new VM; None: any
     identity: str | None = None
+    #: called with the paths that will be written, before anything is made
+    before: Callable[[Sequence[Path]], None] | None = None
 
 
 class Restored(Struct, frozen=True):
@@ -82,6 +84,8 @@ def restore(order: RestoreOrder, catalog: Catalog, run: RunDocument, libvirt_uri
         if order.dry_run:
             would = tuple(DiskResult(p.source.disk, p.path, p.source.geometry.size, 0, 0) for p in placements)
             return Restored(order.new_name, None, would)
+        if order.before is not None:
+            order.before([placement.path for placement in placements])
         if machine is None:
             jobs, _ = disk_jobs(placements, context, stack)
             return Restored(None, None, tuple(restore_disks(jobs, context)))

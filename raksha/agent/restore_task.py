@@ -91,19 +91,19 @@ class RestoreTask:
         if run is None:
             raise RunNotFound(run=order.backupjobrun)
         into = self._directory(target)
+        wanted_name = target.name if target.kind == "domain" else None
         wanted = local.RestoreOrder(
             vm=order.vm,
             disks=order.disks,
-            new_name=target.name if target.kind == "domain" else None,
+            new_name=wanted_name,
             into=into,
             format=target.format,
             start=target.start,
             identity=identity,
+            before=lambda paths: self._announce(_planned(paths, wanted_name, identity)),
         )
-        uri, context = self._host.settings.libvirt_uri, self._host.context(self._work)
-        plan = local.restore(msgspec.structs.replace(wanted, dry_run=True), catalog, run, uri, context)
-        self._announce(_planned(plan.disks, wanted.new_name, identity))
         self._work.progress.step("restoring")
+        uri, context = self._host.settings.libvirt_uri, self._host.context(self._work)
         made = local.restore(wanted, catalog, run, uri, context)
         return Restored(vm=made.uuid, name=made.vm, disks=tuple(map(_shown, made.disks)), warnings=made.warnings)
 
@@ -155,8 +155,8 @@ class RestoreTask:
                 return
 
 
-def _planned(disks: Sequence[DiskResult], name: str | None, identity: str) -> list[dict[str, Any]]:
-    files: list[dict[str, Any]] = [{"kind": "file", "path": str(each.target)} for each in disks]
+def _planned(paths: Sequence[Path], name: str | None, identity: str) -> list[dict[str, Any]]:
+    files: list[dict[str, Any]] = [{"kind": "file", "path": str(path)} for path in paths]
     return files if name is None else [*files, {"kind": "domain", "name": name, "uuid": identity}]
 
 

@@ -42,7 +42,7 @@ SCHEDULER = SchedulerSettings(
     name="scheduler-1", interval=0.2, heartbeat_interval=0.5, task_lease=4.0, unowned_vms_project=PROJECT,
     retries=0, freeze_timeout=8.0,
 )  # fmt: skip
-AGENT = AgentSettings(host=HOST, poll_interval=0.5, report_interval=0.1, patience=3.0, look_interval=0.5,
+AGENT = AgentSettings(host=HOST, poll_interval=0.5, report_interval=0.1, patience=3.0, look_interval=1.0,
                       drain_timeout=20.0)  # fmt: skip
 ENDED = (RunState.AVAILABLE, RunState.CANCELLED, RunState.ERROR, RunState.NEEDS_ATTENTION)
 
