@@ -110,7 +110,7 @@ windows = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(expressions, st.sampled_from(ZONES), windows, st.sampled_from(DAYS))
 def test_cron_fires_when_the_model_does(text: str, zone_name: str, window: Window | None, first: date) -> None:
     schedule = Schedule(cron=text, zone=zone_name, window=window)
@@ -121,7 +121,7 @@ def test_cron_fires_when_the_model_does(text: str, zone_name: str, window: Windo
     assert got == walked(text, zone_name, window, first, 3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(expressions, st.sampled_from(ZONES), st.sampled_from(DAYS), st.integers(0, 3 * 86400), st.integers(0, 86400))
 def test_next_is_the_first_of_those_that_are_later(
     text: str, zone_name: str, first: date, offset: int, jitter: int
@@ -168,7 +168,7 @@ def test_a_whole_day_that_does_not_exist() -> None:
     assert times(daily, at(2011, 12, 29), 3) == ["12-29 22:00", "12-30 22:00", "12-31 22:00"]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(60, 30 * 86400), st.integers(0, 2**31), st.integers(0, 2**31), st.sampled_from(ZONES))
 def test_an_interval_is_elapsed_time(every: int, anchor: int, after: int, zone_name: str) -> None:
     got = [fire.at for fire in preview(Schedule(every=every, anchor=anchor, zone=zone_name), after, 50)]
@@ -177,7 +177,7 @@ def test_an_interval_is_elapsed_time(every: int, anchor: int, after: int, zone_n
     assert {later - time for time, later in itertools.pairwise(got)} == {every}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from([300, 1800, 3600, 5 * 3600, 86400]), st.integers(0, 86400), st.sampled_from(ZONES), windows,
     st.sampled_from(DAYS),
@@ -260,7 +260,7 @@ def test_start_and_end_are_inside() -> None:
     assert next_after(schedule, at(2026, 5, 1, 12)) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(expressions, st.sampled_from(ZONES), windows, st.integers(1, 86400), st.text(max_size=5), st.sampled_from(DAYS))
 def test_jitter_keeps_its_bounds(
     text: str, zone_name: str, window: Window | None, jitter: int, seed: str, first: date
@@ -351,7 +351,7 @@ def test_a_full_run_that_was_missed_makes_the_late_one_full() -> None:
     assert not due(schedule, at(2026, 11, 1, 22), at(2026, 11, 3, 12)).full
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.sampled_from(["*/20 * * * *", "0 */6 * * *", "0 22 * * 5", "0 0 1 * *"]),
     st.sampled_from(ZONES), windows, st.integers(0, 7200), st.integers(0, 40 * 86400), st.sampled_from(DAYS),
@@ -488,7 +488,7 @@ def test_words(schedule: Schedule, sentence: str) -> None:
     assert in_words(schedule) == sentence
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(expressions, expressions, st.integers(0, 4))
 def test_whoever_reads_the_words_knows_the_times(text: str, other: str, changed: int) -> None:
     """One field is another: where the sentence is the same, so are the times."""
