@@ -582,6 +582,18 @@ class BusUnavailable(RakshaError):
     retryable = True
 
 
+class ServiceRunning(Refused):
+    code = "service_running"
+    message = "Another `raksha serve` works with {path} (pid {pid})."
+    hint = "End it first, or give this one another --state-dir."
+
+
+class ServiceEnded(RakshaError):
+    code = "service_ended"
+    message = "The service ended, as its {parts} ended without being told to."
+    hint = "The log says why. Nothing is lost: start it again."
+
+
 class GroupFailed(RakshaError):
     code = "group_failed"
     message = "VM {vm} was not captured with the others of its run: {detail}."

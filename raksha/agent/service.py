@@ -73,11 +73,16 @@ class Agent:
         self._crew = Crew(self._host, self._outbox, self._wake)
         self._keeper = Keeper(self._host, self._crew, self._outbox, self._sight, capabilities)
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
 
     def stop(self) -> None:
         """From any thread; not from a signal handler."""
         self._stopping.set()
         self._wake()
+
+    def hurry(self) -> None:
+        """After `stop`: what is under way is broken off now."""
+        self._hurried.set()
 
     def idle(self) -> bool:
         """Nothing is under way, open, or waiting to be heard."""
@@ -127,6 +132,8 @@ class Agent:
         """Until nothing is left, or the time is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until and (self._left() or (captures and self._host.captures.count())):
+            if captures and self._hurried.is_set():
+                return
             self._keeper.wake()
             self._keeper.round()
             time.sleep(_POLL)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 
 import raksha
-from raksha.cmd import local
+from raksha.cmd import local, serve
 from raksha.cmd.output import Output
 from raksha.errors import HostFailed, Interrupted, NeedsAttention, RakshaError
 
@@ -21,6 +21,7 @@ def call(arguments: Sequence[str] | None, cancel: threading.Event) -> int:
     parser.add_argument("--version", action="version", version=f"raksha {raksha.__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
     local.add_to(verbs)
+    serve.add_to(verbs)
     options = parser.parse_args(arguments)
     output = Output(as_json=options.json, quiet=options.quiet)
     try:

@@ -31,6 +31,10 @@ def service(session: Session, id: str) -> VaultService:
     return rows.one(session, select(VaultService).where(VaultService.id == id), "vault service", id)
 
 
+def all_services(session: Session) -> list[VaultService]:
+    return list(session.scalars(select(VaultService).order_by(VaultService.name)))
+
+
 def services(session: Session, project_id: str) -> list[VaultService]:
     """Enabled vault services that a project may use, the default one first."""
     mine = or_(VaultService.project_id.is_(None), VaultService.project_id == project_id)
