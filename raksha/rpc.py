@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from kombu.exceptions import OperationalError
 from oslo_config import cfg
 from oslo_service import backend
 
@@ -42,6 +43,9 @@ _log = logging.getLogger(__name__)
 Question = TypeVar("Question", bound=msgspec.Struct)
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 Handler = Callable[[Any], msgspec.Struct | None]
+
+#: the second where there has not been a connection yet: oslo.messaging lets it through
+_AWAY = (oslo_messaging.MessageDeliveryFailure, OperationalError)
 
 _NAMESPACE = "raksha"
 _VERSION = "1.0"
@@ -116,7 +120,7 @@ class Caller:
             told = prepared.call({}, "carry", verb=verb.name, body=_encode(question))
         except oslo_messaging.MessagingTimeout as error:
             raise BusUnavailable(verb=verb.name, detail="nobody answered in time") from error
-        except oslo_messaging.MessageDeliveryFailure as error:
+        except _AWAY as error:
             raise BusUnavailable(verb=verb.name, detail="the bus is away") from error
         if "error" in told:
             raise _raised(told["error"], told["fields"])
@@ -126,7 +130,7 @@ class Caller:
         """Say it, and go on. False: the bus is away. True does not mean that anybody heard it."""
         try:
             self._client.prepare(retry=0).cast({}, "carry", verb=verb.name, body=_encode(question))
-        except (oslo_messaging.MessageDeliveryFailure, oslo_messaging.MessagingTimeout):
+        except (*_AWAY, oslo_messaging.MessagingTimeout):
             return False
         return True
 

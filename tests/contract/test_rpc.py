@@ -183,3 +183,19 @@ def test_a_broker_that_goes_and_comes_back(tmp_path: Path, topic: str) -> None:
     finally:
         bus.close()
         broker.stop()
+
+
+def test_a_broker_that_comes_later(tmp_path: Path, topic: str) -> None:
+    """A hint of a process that begins while the bus is away is lost at once, and the bus is found once it is there."""
+    broker = RabbitMq(tmp_path)
+    broker.prepare()
+    bus = Bus(broker.url, patience=5)
+    try:
+        assert not bus.to(topic).cast(NOTE, Sum([1]))
+        broker.start()
+        with bus.serve(topic, "one", Far("one").handlers):
+            assert bus.to(topic).cast(NOTE, Sum([2]))
+            assert bus.to(topic).call(ADD, Sum([2])).total == 2
+    finally:
+        bus.close()
+        broker.stop()
