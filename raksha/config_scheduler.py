@@ -25,6 +25,8 @@ class SchedulerSettings(Struct, frozen=True):
     interval: float = 5.0
     #: commits, deletions and collections at once
     workers: int = 4
+    #: a commit or deletion without a sign of its scheduler is taken over after that
+    commit_lease: float = 60.0
     #: since its last heartbeat an agent counts as gone
     agent_timeout: float = 60.0
     #: runs of one project at once, where it has no limit of its own; -1: any number
@@ -80,6 +82,8 @@ OPTIONS = [
                help="The message bus by which others wake the scheduler: rabbit://user:password@host:5672/. "
                "Unset: it looks by itself."),
     cfg.FloatOpt("interval", default=_DEFAULTS.interval, min=0.1, help="Seconds between two looks."),
+    cfg.FloatOpt("commit_lease", default=_DEFAULTS.commit_lease, min=1,
+                 help="Seconds after which the commit of a scheduler that is silent is taken over."),
     cfg.IntOpt("workers", default=_DEFAULTS.workers, min=1, help="Commits, deletions and collections at once."),
     cfg.FloatOpt("agent_timeout", default=_DEFAULTS.agent_timeout, min=1,
                  help="Seconds after its last heartbeat after which an agent counts as gone."),

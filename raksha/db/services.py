@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
 from raksha.db.columns import SECOND, now
-from raksha.db.models import SeenVm, Service
+from raksha.db.models import SeenVm, Service, Task
 from raksha.db.paging import Columns, Page, Wanted, page
 from raksha.db.transition import transition
 from raksha.errors import RowNotFound, StillNeeded
-from raksha.states import ServiceKind, ServiceState
+from raksha.states import ServiceKind, ServiceState, TaskKind, TaskState
 
 NOUN = "service"
 
@@ -182,4 +182,9 @@ def _visible(noun: Any, project_id: str | None, unowned: bool) -> tuple[ColumnEl
 
 def drained(session: Session) -> list[Service]:
     """Services that are draining and hold nothing any more: they can be called DRAINED."""
-    return list(session.scalars(select(Service).where(Service.state == ServiceState.DRAINING, Service.load == 0)))
+    idle = Service.state == ServiceState.DRAINING, Service.load == 0
+    # what an agent has captured is its to let go
+    held = Task.state == TaskState.CLAIMED, Task.service_id == Service.id
+    to_end = Task.state == TaskState.READY, Task.kind == TaskKind.FINISH, Task.host == Service.host
+    mine = exists().where(*held) | (exists().where(*to_end) & (Service.kind == ServiceKind.AGENT))
+    return list(session.scalars(select(Service).where(*idle, ~mine)))

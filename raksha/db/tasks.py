@@ -83,7 +83,7 @@ def claim(session: Session, service_id: str, kinds: Collection[TaskKind], limit:
     """Up to `limit` tasks for this agent, each with a new epoch and a lease of `seconds`.
 
     Its own host's first, among them those whose lease is over: their capture is on this host. A service that is drained
-    or disabled gets only these.
+    or disabled gets only these, and what ends its captures.
     """
     service = session.get(Service, service_id)
     if service is None or limit < 1:
@@ -99,14 +99,15 @@ def claim(session: Session, service_id: str, kinds: Collection[TaskKind], limit:
 
 def _candidates(session: Session, service: Service, kinds: Collection[TaskKind], limit: int) -> Iterator[Task]:
     """The next place is only looked at when those before had not enough."""
-    wanted = Task.kind.in_(sorted(kinds))
+    wanted: ColumnElement[bool] = Task.kind.in_(sorted(kinds))
     order = Task.priority.desc(), Task.created_at
     over = and_(Task.state == TaskState.CLAIMED, Task.host == service.host, Task.lease_until < now())
     statement = select(Task).where(wanted, over).order_by(*order).limit(limit)
     yield from session.scalars(statement).all()
-    if service.state != ServiceState.ENABLED:
-        return
-    for where in (Task.host == service.host, Task.host.is_(None)):
+    enabled = service.state == ServiceState.ENABLED
+    if not enabled:
+        wanted = wanted & (Task.kind == TaskKind.FINISH)
+    for where in (Task.host == service.host, Task.host.is_(None))[: 1 + enabled]:
         ready = Task.state == TaskState.READY, Task.not_before <= now(), where
         found = session.scalars(select(Task).where(wanted, *ready).order_by(*order).limit(limit * _CANDIDATES)).all()
         # agents that look at the same moment should not all reach for the same one

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -33,6 +32,7 @@ from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import DatabaseBehind, ObjectMissing, RakshaError, RowNotFound
 from raksha.scheduler import consolidating
+from raksha.scheduler.keeping import kept
 from raksha.scheduler.places import writing
 from raksha.states import RunState
 from raksha.vault import names
@@ -43,8 +43,6 @@ from raksha.vault.store import BACKUPS, SEGMENTS
 
 _log = logging.getLogger(__name__)
 
-#: seconds without a word of whoever collects
-_LEASE = 600.0
 _PATIENCE = 60.0
 #: objects deleted between two looks whether the vault is still ours to collect
 _AT_ONCE = 500
@@ -74,16 +72,19 @@ def due(database: Database, settings: SchedulerSettings) -> list[Vault]:
         ]  # fmt: skip
 
 
-def collect(database: Database, vault: Vault, me: str) -> Collected | None:
+def collect(database: Database, settings: SchedulerSettings, vault: Vault, me: str) -> Collected | None:
     """None: another does, or it cannot be done now; the log says why. Raises nothing but what nobody thought of."""
-    if not database.run(lambda session: vaults.collect(session, vault.id, me, _LEASE)):
+    seconds = settings.commit_lease
+    ours = partial(database.run, partial(vaults.collect, id=vault.id, collector_id=me, seconds=seconds))
+    if not ours():
         return None
     told = {"action": "collect", "vault": vault.id}
     done = None
     try:
-        with writing(vault, _PATIENCE) as catalog:
-            done = _Collection(database, catalog, vault, me)()
-        _log.info("vault %s: %d segments, %d objects removed", vault.url, done.segments, done.objects, extra=told)
+        with kept(ours, seconds), writing(vault, _PATIENCE) as catalog:
+            done = _Collection(database, catalog, vault, ours)()
+        level = logging.INFO if done.segments or done.objects else logging.DEBUG
+        _log.log(level, "vault %s: %d segments, %d objects removed", vault.url, done.segments, done.objects, extra=told)
     except RakshaError as error:
         _log.error("nothing more is collected in vault %s: %s", vault.url, error, extra=told)
     # also after a failure: it is tried again after the same time, not at once
@@ -94,12 +95,12 @@ def collect(database: Database, vault: Vault, me: str) -> Collected | None:
 class _Collection:
     """One use."""
 
-    def __init__(self, database: Database, catalog: Catalog, vault: Vault, me: str) -> None:
+    def __init__(self, database: Database, catalog: Catalog, vault: Vault, ours: Callable[[], bool]) -> None:
+        """`ours`: whether the vault is (still) ours to collect."""
         self._database = database
         self._catalog = catalog
         self._vault = vault
-        self._me = me
-        self._asked = 0.0
+        self._ours = ours
         with database.reading() as session:
             self._ground: Ground = backups.ground(session, vault.id)
 
@@ -111,7 +112,6 @@ class _Collection:
             alive.execute("CREATE TABLE alive (name TEXT PRIMARY KEY) WITHOUT ROWID")
             for copy_names in self._alive():
                 alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", ((name,) for name in copy_names))
-                self._still_ours()
             left: set[str] = set()
             segments = self._delete(self._dead_segments(alive, left))
         objects = self._delete(self._dead_objects())
@@ -172,7 +172,6 @@ class _Collection:
             if fits:
                 listed.setdefault((fits["job"], fits["run"]), []).append(name)
         for (job, run), found in listed.items():
-            self._still_ours()
             yield from self._dead_of_run(job, run, found)
 
     def _dead_of_run(self, job: str, run: str, listed: Sequence[str]) -> Iterator[str]:
@@ -205,11 +204,8 @@ class _Collection:
         return count
 
     def _still_ours(self) -> None:
-        """Raises `RowNotFound` when another collects this vault by now. Asks now and then."""
-        if time.monotonic() - self._asked < _LEASE / 20:
-            return
-        self._asked = time.monotonic()
-        if not self._database.run(lambda session: vaults.collect(session, self._vault.id, self._me, _LEASE)):
+        """Raises `RowNotFound` when another collects this vault by now."""
+        if not self._ours():
             raise RowNotFound(noun="collection of vault", id=self._vault.id)
 
     def _forget(self, left: set[str]) -> None:

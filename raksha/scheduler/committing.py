@@ -53,8 +53,6 @@ from raksha.vault.metadata import BackupMetadata
 
 _log = logging.getLogger(__name__)
 
-#: seconds that a run is owned without a sign of its owner
-LEASE = 60.0
 #: seconds that one request to a vault is repeated before the run is put off
 _PATIENCE = 30.0
 #: seconds before a run is tried again; doubled each time
@@ -70,7 +68,7 @@ def commit(database: Database, settings: SchedulerSettings, run_id: str, me: str
     """
     told = {"action": "commit", "backupjobrun": run_id}
     try:
-        epoch = database.run(partial(_own, run_id=run_id, me=me))
+        epoch = database.run(partial(_own, run_id=run_id, me=me, seconds=settings.commit_lease))
     except _NOT_MINE:
         return frozenset()
     try:
@@ -90,7 +88,7 @@ def _commit(database: Database, settings: SchedulerSettings, run_id: str, epoch:
         waited = (rows.clock(session) - found.run.created_at) / SECOND
     told = {"action": "commit", "backupjobrun": run_id}
     try:
-        number = _write(database, found, epoch)
+        number = _write(database, settings, found, epoch)
     except (Refused, NotFound) as error:  # the vault is not as it was: somebody may put it right
         if isinstance(error, _NOT_MINE) or found.document.number or waited < settings.max_wait:
             raise
@@ -104,8 +102,8 @@ def _commit(database: Database, settings: SchedulerSettings, run_id: str, epoch:
     return hosts
 
 
-def _own(session: Session, run_id: str, me: str) -> int:
-    epoch = runs.own(session, run_id, me, LEASE)
+def _own(session: Session, run_id: str, me: str, seconds: float) -> int:
+    epoch = runs.own(session, run_id, me, seconds)
     state = runs.get(session, None, run_id).state
     if state != RunState.COMMITTING:
         raise StateConflict(noun=runs.NOUN, id=run_id, found=state, wanted=RunState.COMMITTING, to="committed")
@@ -115,11 +113,11 @@ def _own(session: Session, run_id: str, me: str) -> int:
 # -- the vault --------------------------------------------------------------------------------------
 
 
-def _write(database: Database, found: Draft, epoch: int) -> int | RakshaError:
+def _write(database: Database, settings: SchedulerSettings, found: Draft, epoch: int) -> int | RakshaError:
     """All objects of the run. Its number; or why there is no hope for it, `run.json` not being there."""
 
     def fence() -> None:
-        database.run(partial(runs.keep, id=found.run.id, epoch=epoch, seconds=LEASE))
+        database.run(partial(runs.keep, id=found.run.id, epoch=epoch, seconds=settings.commit_lease))
 
     with writing(found.vault, _PATIENCE) as catalog:
         document = found.document

@@ -26,6 +26,7 @@ from raksha.db.models import Task, VmResourceBackup
 from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import ObjectMissing
+from raksha.scheduler.keeping import kept
 from raksha.states import BackupKind, PinHolder, TaskKind, TaskState
 from raksha.types import ResourceKey
 from raksha.vault.catalog import Catalog
@@ -34,19 +35,18 @@ from raksha.vault.prune import show_disk, write_consolidated
 
 _log = logging.getLogger(__name__)
 
-#: seconds; what a consolidation that died has stored is collected only later
-_LEASE = 3600
 
-
-def stand_alone(database: Database, catalog: Catalog, copy: VmResourceBackup, spool: Path) -> None:
-    """Make a full copy of one that builds on another.
+def stand_alone(database: Database, catalog: Catalog, copy: VmResourceBackup, spool: Path, seconds: float) -> None:
+    """Make a full copy of one that builds on another. `seconds`: of the lease of the task that it is.
 
     Raises `StillNeeded`, `StateConflict`, `EpochStale` when it is not to be had now, `Damaged` if its chain cannot be
     read: then nothing has changed.
     """
-    task = database.run(partial(_begin, copy=copy))
+    task = database.run(partial(_begin, copy=copy, seconds=seconds))
+    renew = partial(database.run, partial(tasks.renew, id=task.id, epoch=task.epoch, seconds=seconds))
     try:
-        full = write_consolidated(catalog, catalog.metadata(key_of(copy)), f"{task.id}.{task.epoch}", spool)
+        with kept(renew, seconds):
+            full = write_consolidated(catalog, catalog.metadata(key_of(copy)), f"{task.id}.{task.epoch}", spool)
         with crash.around("consolidate.swap"):
             database.run(partial(_swap, task=task, copy=copy, full=full))
     except BaseException:
@@ -87,7 +87,7 @@ def key_of(copy: VmResourceBackup) -> ResourceKey:
     return ResourceKey(copy.backupjob_id, copy.backupjobrun_id, copy.vm_id, copy.resource)
 
 
-def _begin(session: Session, copy: VmResourceBackup) -> Task:
+def _begin(session: Session, copy: VmResourceBackup, seconds: float) -> Task:
     """What is stored under a task that has not ended is nobody's garbage; what is read is pinned."""
     task = tasks.add(
         session, kind=TaskKind.CONSOLIDATE, project_id=copy.project_id, backupjobrun_id=copy.backupjobrun_id,
@@ -96,7 +96,7 @@ def _begin(session: Session, copy: VmResourceBackup) -> Task:
     transition(session, Task, task.id, TaskState.READY)
     transition(
         session, Task, task.id, TaskState.CLAIMED, start={TaskState.READY}, new_epoch=True,
-        lease_until=now() + _LEASE * SECOND, started_at=now(),
+        lease_until=now() + round(seconds * SECOND), started_at=now(),
     )  # fmt: skip
     chain = backups.chain(session, copy.id)
     backups.pin(session, PinHolder.CONSOLIDATE, task.id, [each.id for each in chain if each.state in backups.READABLE])

@@ -39,6 +39,7 @@ from raksha.errors import (
     StillNeeded,
 )
 from raksha.scheduler import consolidating
+from raksha.scheduler.keeping import kept
 from raksha.scheduler.places import writing
 from raksha.states import BackupState, RunState
 from raksha.vault import names
@@ -47,7 +48,6 @@ from raksha.vault.commit import assert_writer
 
 _log = logging.getLogger(__name__)
 
-_LEASE = 600.0
 _PATIENCE = 30.0
 #: seconds until somebody looks again at what others still need
 _SOON, _LATER, _LONGEST = 15.0, 600.0, 3600.0
@@ -59,6 +59,8 @@ class _Victim(Struct, frozen=True):
 
     id: str
     epoch: int
+    #: that it is owned without a sign of its owner
+    seconds: float
     backupjob: str
     vault: Vault | None
     copies: list[VmResourceBackup]
@@ -70,11 +72,12 @@ def delete(database: Database, settings: SchedulerSettings, run_id: str, me: str
     of."""
     told = {"action": "delete", "backupjobrun": run_id}
     try:
-        victim = database.run(partial(_own, run_id=run_id, me=me))
+        victim = database.run(partial(_own, run_id=run_id, me=me, seconds=settings.commit_lease))
     except (*_GONE, StateConflict, StillNeeded):
         return False
     try:
-        left = _delete(database, settings, victim)
+        with kept(partial(_keep, database, victim), victim.seconds):
+            left = _delete(database, settings, victim)
     except _GONE as error:
         _log.warning("run %s: %s", run_id, error, extra=told)
     except (StillNeeded, StateConflict) as error:
@@ -116,15 +119,15 @@ def _put_off(database: Database, victim: _Victim, seconds: float) -> None:
     database.run(partial(runs.postpone, id=victim.id, epoch=victim.epoch, seconds=seconds))
 
 
-def _own(session: Session, run_id: str, me: str) -> _Victim:
-    epoch = runs.own(session, run_id, me, _LEASE)
+def _own(session: Session, run_id: str, me: str, seconds: float) -> _Victim:
+    epoch = runs.own(session, run_id, me, seconds)
     run = runs.get(session, None, run_id)
     if run.state != RunState.DELETING:
         raise StateConflict(noun=runs.NOUN, id=run_id, found=run.state, wanted=RunState.DELETING, to="removed")
     vault = None if run.vault_id is None else vaults.get(session, run.vault_id)
     of_run = BackupJobRunVm.backupjobrun_id == run_id
     vms = list(session.scalars(select(BackupJobRunVm.vm_id).where(of_run)))
-    return _Victim(run_id, epoch, run.backupjob_id, vault, backups.of_run(session, run_id), vms)
+    return _Victim(run_id, epoch, seconds, run.backupjob_id, vault, backups.of_run(session, run_id), vms)
 
 
 def _delete(database: Database, settings: SchedulerSettings, victim: _Victim) -> float | None:
@@ -145,7 +148,7 @@ def _delete(database: Database, settings: SchedulerSettings, victim: _Victim) ->
 
 def _keep(database: Database, victim: _Victim) -> None:
     """Raises `EpochStale` when another took over."""
-    database.run(partial(runs.keep, id=victim.id, epoch=victim.epoch, seconds=_LEASE))
+    database.run(partial(runs.keep, id=victim.id, epoch=victim.epoch, seconds=victim.seconds))
 
 
 # -- others -----------------------------------------------------------------------------------------
@@ -162,13 +165,15 @@ def _free(
             continue  # what becomes of it is decided elsewhere; `_trash` sees whether it is still there
         _keep(database, victim)
         if not _on_its_way_out(database, child):
-            consolidating.stand_alone(database, catalog, child, settings.spool())
+            consolidating.stand_alone(database, catalog, child, settings.spool(), settings.commit_lease)
     for vm in victim.vms:
         with database.reading() as session:
             swapped = backups.swapped(session, vault_id, vm)
         for copy in swapped:
             if copy.state in backups.READABLE:
                 consolidating.settle(database, catalog, copy)
+            elif copy.pin_count:  # its reader may have begun before it stood alone
+                raise StillNeeded(noun=backups.NOUN, id=copy.id, found=copy.state, detail="somebody reads it")
 
 
 def _on_its_way_out(database: Database, child: VmResourceBackup) -> bool:

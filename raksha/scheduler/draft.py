@@ -61,6 +61,7 @@ def draft(session: Session, run_id: str) -> Draft:
         vms=[each.vm for each in stored],
         host=_hosts(done),
         raksha=raksha.__version__,
+        hints={str(key): str(value) for key, value in (job.hints or {}).items()},
     )
     return Draft(
         run=run,

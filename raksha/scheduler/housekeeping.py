@@ -1,19 +1,24 @@
-"""Rows that have done their work: answers to requests that nobody repeats any more, processes that are gone."""
+"""Rows that have done their work: answers to requests that nobody repeats any more, processes that are gone, pins of
+work that is over."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from msgspec import Struct
+from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import idempotency, services
+from raksha.db import backups, idempotency, runs, services, tasks
+from raksha.db.models import BackupJobRun, Restore, Task
 from raksha.db.session import Database
 from raksha.errors import RowNotFound, StillNeeded
+from raksha.states import PinHolder, RestoreState
 
 #: seconds that a POST may be repeated
 REPEATABLE = 86400.0
 _LOOKED_AT = 1000
+_ENDED = (RestoreState.DONE, RestoreState.CANCELLED, RestoreState.ERROR)
 
 
 class Forgotten(Struct, frozen=True):
@@ -21,6 +26,7 @@ class Forgotten(Struct, frozen=True):
 
     keys: int
     services: int
+    pins: int
 
 
 def tidy(database: Database, settings: SchedulerSettings) -> Forgotten:
@@ -35,4 +41,21 @@ def tidy(database: Database, settings: SchedulerSettings) -> Forgotten:
         except (RowNotFound, StillNeeded):  # it is back
             continue
         gone += 1
-    return Forgotten(keys, gone)
+    with database.reading() as session:
+        over = [id for kind, id in backups.pin_holders(session) if _over(session, kind, id)]
+    pins = sum(database.run(partial(backups.unpin, holder_id=id)) for id in over)
+    return Forgotten(keys, gone, pins)
+
+
+def _over(session: Session, kind: PinHolder, id: str) -> bool:
+    """Whoever pinned has unpinned in the transaction in which he ended: what is left is of no one."""
+    if kind == PinHolder.RUN:
+        run = session.get(BackupJobRun, id)
+        return run is None or run.state in runs.ENDED
+    if kind == PinHolder.RESTORE:
+        restore = session.get(Restore, id)
+        return restore is None or restore.state in _ENDED
+    if kind == PinHolder.CONSOLIDATE:
+        task = session.get(Task, id)
+        return task is None or task.state in tasks.TERMINAL
+    return False

@@ -186,7 +186,7 @@ class Loop:
 
     def _collect_one(self, vault: Vault) -> None:
         with self.metrics.step("collect one"):
-            self.metrics.note(collecting.collect(self._database, vault, self._instance))
+            self.metrics.note(collecting.collect(self._database, self._settings, vault, self._instance))
 
     def _tidy(self) -> object:
         return housekeeping.tidy(self._database, self._settings) if self._due("tidy", _TIDY) else None

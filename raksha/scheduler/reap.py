@@ -71,6 +71,8 @@ def reap(database: Database, settings: SchedulerSettings) -> Reaped:
     give_up = partial(tasks.give_up, to=TaskState.ERROR, error=_LOST)
     failed = sum(_tried(database, partial(give_up, task=task)) for task in lost)
     for task in lost:
+        if task.kind == TaskKind.CONSOLIDATE:
+            database.run(partial(backups.unpin, holder_id=task.id))
         _log.warning("task %s of run %s on %s: its agent is lost", task.id, task.backupjobrun_id, task.host)
     failed_groups = sum(database.run(partial(groups.fail, id=id, error=LATE)) for id in late)
     with database.reading() as session:

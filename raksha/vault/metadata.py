@@ -192,6 +192,8 @@ class RunDocument(msgspec.Struct, frozen=True, kw_only=True):
     vms: list[VmSummary]
     host: str
     raksha: str
+    #: keys and values of the job, as its owner gave them
+    hints: dict[str, str] = {}
 
     def volume(self) -> Volume:
         """Sum over all disks."""

@@ -118,7 +118,7 @@ def test_two_who_consolidate_the_same_do_it_once(service: Service, points: Point
 
     def other() -> None:
         with writing(vault, 5) as catalog:
-            consolidating.stand_alone(service.database, catalog, child, service.settings.spool())
+            consolidating.stand_alone(service.database, catalog, child, service.settings.spool(), 60)
             with service.database.reading() as session:
                 row = backups.get(session, child.id)
             consolidating.settle(service.database, catalog, row)
@@ -130,7 +130,7 @@ def test_two_who_consolidate_the_same_do_it_once(service: Service, points: Point
     child = again
     points.arm(at, other)
     with writing(vault, 5) as catalog, pytest.raises(StillNeeded):
-        consolidating.stand_alone(service.database, catalog, again, service.settings.spool())
+        consolidating.stand_alone(service.database, catalog, again, service.settings.spool(), 60)
     points.arm(None)
     service.collect()
     service.check(job, *made)
@@ -140,7 +140,7 @@ def test_two_who_consolidate_the_same_do_it_once(service: Service, points: Point
 def steps_of(service: Service, vault: Vault, copy: VmResourceBackup, points: Points) -> list[str]:
     with writing(vault, 5) as catalog:
         points.arm(None)
-        consolidating.stand_alone(service.database, catalog, copy, service.settings.spool())
+        consolidating.stand_alone(service.database, catalog, copy, service.settings.spool(), 60)
         return [*points.passed]
 
 
