@@ -52,7 +52,8 @@ def stand_alone(database: Database, catalog: Catalog, copy: VmResourceBackup, sp
     except BaseException:
         database.run(partial(_give_up, task=task))
         raise
-    _log.info("copy %s of run %s stands alone now", copy.id, copy.backupjobrun_id, extra={"action": "consolidate"})
+    told = {"action": "consolidate", "backupjobrun": copy.backupjobrun_id}
+    _log.info("%s of VM %s stands alone now", copy.resource, copy.vm_id, extra=told)
 
 
 def settle(database: Database, catalog: Catalog, copy: VmResourceBackup) -> None:
