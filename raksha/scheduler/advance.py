@@ -117,8 +117,11 @@ def _begin(session: Session, run: BackupJobRun, mine: list[Task]) -> None:
 def _stop(session: Session, run: BackupJobRun, job: BackupJob, mine: list[Task]) -> None:
     """Tell tasks to stop: somebody wants the run no more, or it cannot end well."""
     if run.cancel_requested_at is not None and run.state in (RunState.QUEUED, RunState.READY, RunState.RUNNING):
-        to = RunState.CANCELLED if run.state == RunState.QUEUED else RunState.CANCELLING
-        transition(session, BackupJobRun, run.id, to, start={run.state})
+        if run.state == RunState.QUEUED:
+            to = RunState.CANCELLED
+            transition(session, BackupJobRun, run.id, to, start={RunState.QUEUED}, finished_at=now())
+        else:
+            transition(session, BackupJobRun, run.id, RunState.CANCELLING, start={run.state})
     unasked = [t for t in mine if t.state not in tasks.TERMINAL and t.cancel_requested_at is None]
     if unasked and (run.state == RunState.CANCELLING or _doomed(session, run, job, mine)):
         tasks.cancel(session, run_id=run.id)

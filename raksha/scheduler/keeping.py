@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from raksha.errors import RakshaError
+from raksha.errors import EpochStale, RakshaError, RowNotFound, StateConflict
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ def kept(renew: Callable[[], object], seconds: float) -> Iterator[None]:
         while not ended.wait(seconds / 3):
             try:
                 renew()
+            except (EpochStale, RowNotFound, StateConflict):  # it is done, or another has it: its end will tell
+                return
             except RakshaError as error:
                 _log.warning("a lease could not be kept: %s", error)
 
