@@ -109,7 +109,7 @@ class Member:
         seen = self._enter(MemberState.CAPTURED, at=taken.at, error=error)
         try:
             self._await(seen, BarrierState.DONE)
-        except (GroupFailed, BusUnavailable):
+        except GroupFailed:
             # this VM has its snapshot under its own freeze; whether that is wanted without the others, its job says
             if not self._alone:
                 raise

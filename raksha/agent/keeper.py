@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 import raksha
 from raksha.agent.crew import Crew
@@ -104,7 +105,7 @@ class Keeper:
         self._host.metrics.captures.set(self._host.captures.count())
         try:
             for step in steps:
-                self._guarded(step)
+                self._guarded(step.__name__.strip("_"), step)
         except BusUnavailable as error:
             self._host.metrics.unanswered.inc()
             if not self._away:
@@ -115,16 +116,16 @@ class Keeper:
             _log.info("schedulers answer again", extra={"action": "bus"})
         self._away = False
 
-    def _guarded(self, step: Callable[[], None]) -> None:
+    def _guarded(self, name: str, step: Callable[[], None]) -> None:
         """Raises `BusUnavailable`. Any other failure ends this step alone; it comes again with the next round."""
         try:
             step()
         except BusUnavailable:
             raise
         except RakshaError as error:
-            _log.error("%s: %s", step.__name__.strip("_"), error, extra={"action": "round"})
+            _log.error("%s: %s", name, error, extra={"action": name})
         except Exception:  # what nobody thought of must not end the agent
-            _log.exception("%s failed", step.__name__.strip("_"), extra={"action": "round"})
+            _log.exception("%s failed", name, extra={"action": name})
 
     # -- the process --------------------------------------------------------------------------------
 
@@ -186,7 +187,8 @@ class Keeper:
         waiting = self._outbox.waiting()
         self._host.metrics.results.set(len(waiting))
         for finish in waiting:
-            self._guarded(lambda finish=finish: self._deliver_one(finish))  # type: ignore[misc]
+            # one that nobody can take must not hold up the others
+            self._guarded("deliver", partial(self._deliver_one, finish))
 
     def _deliver_one(self, finish: Finish) -> None:
         try:

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 #: seconds for what was broken off to come to its end, and for the schedulers to hear of it
 _LAST = 10.0
-_POLL = 0.1
+_POLL = 0.3
 _ENGINES = ["overlay", "pull"]
 _TARGETS = ["domain", "files", "in_place"]
 
@@ -83,10 +83,6 @@ class Agent:
     def hurry(self) -> None:
         """After `stop`: what is under way is broken off now."""
         self._hurried.set()
-
-    def idle(self) -> bool:
-        """Nothing is under way, open, or waiting to be heard."""
-        return not (self._left() or self._host.captures.count())
 
     def run(self) -> None:
         """Raises `OSError` where metrics cannot be served."""
