@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ from msgspec.structs import replace
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from raksha.db.models import BackupJobRun, Vault
+from raksha.db.columns import SECOND
+from raksha.db.models import BackupJobRun, Task, Vault
+from raksha.db.models import Service as ServiceRow
 from raksha.db.session import Database
+from raksha.db.transition import transition
 from raksha.scheduler import committing
-from raksha.states import BackupKind, RunState
+from raksha.states import BackupKind, RunState, ServiceState
 from tests.bed.databases import PROJECT
 from tests.bed.pretend import PretendAgent
 from tests.bed.scheduling import held, runs_of, tasks_of
@@ -204,3 +208,73 @@ def test_what_was_not_ordered_is_refused_once_for_all(service: Service) -> None:
     row = service.run_row(id)
     assert (row.state, row.error["code"]) == (RunState.ERROR, "result_invalid")
     assert "another-run" in row.error["message"]
+
+
+# -- hosts and vaults -------------------------------------------------------------------------------
+
+
+def test_an_agent_that_drains_still_hears_what_became_of_its_runs(service: Service) -> None:
+    agent, job = one_vm(service)
+    id = service.to_commit(job)
+    service.database.run(lambda s: transition(s, ServiceRow, agent.id, ServiceState.DRAINING))
+    other = service.queue(service.job("web", name="other"))
+    assert service.commit(id) == RunState.AVAILABLE
+    service.round()
+    assert service_state(service, agent) == ServiceState.DRAINING, "it has a capture to let go"
+    assert agent.work() == 1
+    assert [order.number for order in agent.finished] == [1]
+    service.round()
+    assert service_state(service, agent) == ServiceState.DRAINED
+    assert service.run_row(other).queued_reason["code"] == "agent_disabled"
+
+
+def service_state(service: Service, agent: PretendAgent) -> ServiceState:
+    with service.database.reading() as session:
+        return session.get_one(ServiceRow, agent.id).state
+
+
+def test_a_host_that_never_comes_back_does_not_keep_its_vm_for_ever(service: Service) -> None:
+    agent, job = one_vm(service)
+    id = service.to_commit(job)
+    assert service.commit(id) == RunState.AVAILABLE
+    long_ago = round(service.settings.host_patience + 60) * SECOND
+
+    def gone(session: Session) -> None:
+        session.execute(update(ServiceRow).values(heartbeat_at=ServiceRow.heartbeat_at - long_ago))
+        session.execute(update(Task).values(created_at=Task.created_at - long_ago))
+
+    assert held(service.database)["vm", "web"] == [id]
+    service.database.run(gone)
+    service.round()
+    service.round()
+    assert held(service.database) == {}
+    assert service.run_row(id).state == RunState.AVAILABLE
+    agent.beat()
+    assert agent.work() == 0
+
+
+def test_a_vault_of_somebody_else_is_left_alone_and_the_run_says_so(service: Service) -> None:
+    _, job = one_vm(service)
+    service.backup(job, BackupKind.FULL)
+    document = service.folder / "vaults" / PROJECT / "backupjobs" / "vault.json"
+    before = document.read_bytes()
+    with service.database.reading() as session:
+        ours = session.scalars(select(Vault.id)).one()
+    document.write_bytes(before.replace(ours.encode(), b"somebody-else"))
+    service.database.run(lambda s: s.execute(update(Vault).values(vault_uuid=None)) and None)
+    id = service.queue(job)
+    service.round()
+    waiting = service.run_row(id)
+    assert (waiting.state, waiting.queued_reason["code"]) == (RunState.QUEUED, "vault_refused")
+    assert "somebody-else" in waiting.queued_reason["message"]
+    document.write_bytes(before)
+    service.round()
+    assert service.run_row(id).state == RunState.READY
+
+
+def test_the_vault_carries_what_the_job_says_of_itself(service: Service) -> None:
+    service.agent().have("web", clusters=1)
+    job = service.job("web", hints={"cost-centre": "42"})
+    id = service.backup(job, BackupKind.FULL)
+    run = service.folder / "vaults" / PROJECT / "backupjobs" / job / id / "run.json"
+    assert json.loads(run.read_text())["hints"] == {"cost-centre": "42"}

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,24 @@ def test_a_database_that_is_away_does_not_end_it(
         file.rmdir()
         away.rename(file)
         eventually(lambda: len(runs_of(later)) == 1)
+
+
+def test_its_metrics_are_served_where_a_port_is_set(sqlite: Database) -> None:
+    sqlite.run(job_due)
+    loop = Loop(sqlite, SETTINGS)
+    loop.round()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    end = loop.metrics.serve("127.0.0.1", port)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+    finally:
+        end()
+    assert "raksha_scheduler_fired_total 1.0" in text
+    assert 'raksha_scheduler_step_seconds_count{step="dispatch"} 1.0' in text
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)
 
 
 def test_settings_come_from_the_file_and_wrong_ones_are_refused(tmp_path: Path) -> None:
