@@ -20,12 +20,14 @@ class Disk:
 
     path: Path
     format: str
-    #: "file", "block", or "nbd" where `path` is the socket of an NBD server
+    #: "file", "block", "nbd" where `path` is the socket of an NBD server, "rbd" where it is POOL/VOLUME
     kind: str = "file"
     #: name inside the VM; None: the next free of vda, vdb, ...
     target: str | None = None
     #: further XML inside <disk>, such as "<readonly/>" or "<serial>x</serial>"
     extra: str = ""
+    #: further XML inside its <source>
+    where: str = ""
 
 
 def run(*command: str | Path) -> str:

@@ -227,6 +227,7 @@ def _disk_xml(named: tuple[str, Disk]) -> str:
         "file": ("file", f"<source file={path}/>"),
         "block": ("block", f"<source dev={path}/>"),
         "nbd": ("network", f"<source protocol='nbd'><host transport='unix' socket={path}/></source>"),
+        "rbd": ("network", f"<source protocol='rbd' name={path}>{disk.where}</source>"),
     }[disk.kind]
     bus = {"vd": "virtio", "sd": "sata", "hd": "ide", "fd": "fdc"}[target[:2]]
     device = {"hd": "cdrom", "fd": "floppy"}.get(target[:2], "disk")
