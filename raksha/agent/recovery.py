@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 
 from raksha.config import Settings
@@ -24,19 +23,27 @@ _POLL = 0.2
 
 
 class Recovery:
-    """`start` once; then `wait_for` from any thread."""
+    """`run` once; `wait_for` and `again` from any thread."""
 
     def __init__(self, settings: Settings, journal: Journal) -> None:
         self._settings = settings
         self._journal = journal
-        self._open: dict[str, threading.Event] = {}
+        self._open = {vm: threading.Event() for vm in journal.known_vms()}
         self._stop = threading.Event()
 
-    def start(self) -> None:
-        """In a thread of its own."""
-        vms = self._journal.known_vms()
-        self._open = {vm: threading.Event() for vm in vms}
-        threading.Thread(target=self._run, args=(vms,), name="recovery", daemon=True).start()
+    def run(self) -> None:
+        """Every VM, one after the other, until `stop`."""
+        for vm, done in self._open.items():
+            try:
+                if not self._stop.is_set():
+                    for line in self.again(vm):
+                        _log.warning("recovery of VM %s: %s", vm, line, extra={"action": "recovery"})
+            except RakshaError as error:
+                _log.error("recovery of VM %s: %s", vm, error, extra={"action": "recovery"})
+            except Exception:  # what nobody thought of must not keep all other VMs waiting
+                _log.exception("recovery of VM %s failed", vm, extra={"action": "recovery"})
+            finally:
+                done.set()
 
     def stop(self) -> None:
         self._stop.set()
@@ -57,18 +64,6 @@ class Recovery:
             return []
         return _told(found)
 
-    def _run(self, vms: Sequence[str]) -> None:
-        for vm in vms:
-            try:
-                if not self._stop.is_set():
-                    for line in self.again(vm):
-                        _log.warning("recovery of VM %s: %s", vm, line, extra={"action": "recovery"})
-            except RakshaError as error:
-                _log.error("recovery of VM %s: %s", vm, error, extra={"action": "recovery"})
-            except Exception:  # what nobody thought of must not keep all other VMs waiting
-                _log.exception("recovery of VM %s failed", vm, extra={"action": "recovery"})
-            finally:
-                self._open[vm].set()
 
 
 def _told(found: VmRecovery) -> list[str]:

@@ -90,17 +90,21 @@ class Agent:
             if self._agent.metrics_port:
                 address, port = self._agent.metrics_address, self._agent.metrics_port
                 stack.callback(self._host.metrics.serve(address, port))
-            self._recovery.start()
-            stack.callback(self._recovery.stop)
-            for name, run in (("sight", self._sight.run), ("listener", self._listen)):
-                threading.Thread(target=run, name=name, daemon=True).start()
-            stack.callback(self._sight.stop)
+            helpers = {"recovery": self._recovery.run, "sight": self._sight.run, "listener": self._listen}
+            threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in helpers.items()]
+            for thread in threads:
+                thread.start()
             while not self._stopping.is_set() and not self._keeper.replaced:
                 self._keeper.round()
                 self._keeper.wait()
             self._stopping.set()
+            self._recovery.stop()
+            self._sight.stop()
             self._drain()
-        if not self._crew.working():
+        for thread in threads:
+            thread.join(_LAST)
+        # a merge that has not ended, or a libvirt that does not answer, may still want it
+        if not self._crew.working() and not any(thread.is_alive() for thread in threads):
             self._journal.close()
 
     def _wake(self, _hint: Wake | None = None) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from raksha.journal import Journal
-from raksha.states import TaskKind, TaskState
+from raksha.states import RunState, TaskKind, TaskState
 from tests.bed import Bed
 from tests.bed.rabbitmq import RabbitMq
 from tests.bed.swift import free_ports
@@ -196,6 +196,56 @@ def test_killed_while_it_restores(bed: Bed, service: Service) -> None:
         assert again.stop() == 0
         parts = [path for path in service.restores.rglob("*") if path.name.startswith(".raksha")]
         assert parts == [], point
+
+
+def test_killed_while_it_restores_in_place(bed: Bed, service: Service) -> None:
+    """Whichever file had changed places already: in the end all disks are those of the restore point."""
+    guest = two_disks(bed)
+    process = service.process()
+    job = service.job(guest)
+    run = service.backup(job, guest)
+    assert process.stop() == 0
+    for number, point in enumerate(("restore.exchange", "restore.exchange.done", "libvirt.defineXML.done")):
+        guest.write("vda", 0, 1 * MIB, 0x70 + number)
+        guest.write("vdb", 0, 1 * MIB, 0x60 + number)
+        guest.off()
+        killed = service.process(crash_at=point)
+        restore = service.restore(run, guest, kind="in_place")
+        dead(killed)
+        again = service.process()
+        service.restored(restore)
+        assert again.stop() == 0
+        for target, content in service.truth[run].items():
+            guest.model[target][:] = content
+        guest.start()
+        local = service.process()
+        service.backup(job, guest)
+        assert local.stop() == 0
+        assert not [*bed.directory.glob("*.raksha-before"), *bed.directory.glob("*.raksha-restored")], point
+    service.assert_all_hold(guest)
+
+
+def test_killed_while_two_guests_are_frozen(bed: Bed, service: Service) -> None:
+    vms = [bed.machine([bed.raw(f"{name}-a", 32 * MIB)], name=name, mode="fs", pause=5000) for name in ("one", "two")]
+    for vm in vms:
+        vm.boot()
+    process = service.process(crash_at="libvirt.snapshotCreateXML")
+    job = service.job(*vms, quiesce="require")
+    since = [vm.mark() for vm in vms]
+    run = service.queue(job)
+    dead(process)
+    for vm, mark in zip(vms, since, strict=True):
+        vm.wait_for("HOOK freeze", mark)
+        vm.wait_for("HOOK thaw", mark, timeout=service.host.freeze_deadline)
+        assert vm.agent("guest-fsfreeze-status") == "thawed"
+        vm.wait_for_records(3)
+    service.process()
+    service.ended(run, RunState.ERROR)
+    assert service.reader.runs() == []
+    again = service.queue(job)
+    assert service.ended(again).group_consistent is True
+    for vm in vms:
+        vm.wait_for_records(3)
 
 
 def test_a_wrong_configuration_is_told_at_start(tmp_path: Path) -> None:
