@@ -525,6 +525,11 @@ class EpochStale(Refused):
     message = "The {noun} {id} has been taken over: its epoch is {found}, not {given}."
 
 
+class NameTaken(Refused):
+    code = "name_taken"
+    message = "There is a {noun} {name} already."
+
+
 class StillNeeded(Refused):
     code = "still_needed"
     message = "The {noun} {id} is {found}, and cannot be had: {detail}."

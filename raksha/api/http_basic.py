@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 CHALLENGE = 'Basic realm="raksha", charset="UTF-8"'
 
-_WORD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
+WORD = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", re.ASCII)
 _HASH = re.compile(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}", re.ASCII)
 #: bcrypt looks at no more of a password
-_MAX_PASSWORD = 72
+MAX_PASSWORD = 72
 _REMEMBERED = 1000
 
 
@@ -90,13 +90,13 @@ class HttpBasic:
     def _is_right(self, user: User | None, password: bytes) -> bool:
         if user is None:
             # the time that it takes must not tell which names exist
-            bcrypt.checkpw(password[:_MAX_PASSWORD], self._nobody)
+            bcrypt.checkpw(password[:MAX_PASSWORD], self._nobody)
             return False
         digest = hashlib.blake2b(user.hashed + password, key=self._key).digest()
         known = self._right.get(user.name)
         if known is not None and hmac.compare_digest(known, digest):
             return True
-        right = bcrypt.checkpw(password[:_MAX_PASSWORD], user.hashed) and len(password) <= _MAX_PASSWORD
+        right = bcrypt.checkpw(password[:MAX_PASSWORD], user.hashed) and len(password) <= MAX_PASSWORD
         if right:
             with self._lock:
                 if len(self._right) >= _REMEMBERED:
@@ -129,7 +129,7 @@ def parse(content: bytes, path: Path) -> dict[str, User]:
         if len(parts) != 4:
             raise SettingsWrong(detail=f"{path}:{number}: not of the form name:hash:project:roles")
         name, hashed, project, roles = parts[0], parts[1], parts[2], parts[3].split(",")
-        if not all(_WORD.fullmatch(word) for word in (name, project, *roles)):
+        if not all(WORD.fullmatch(word) for word in (name, project, *roles)):
             raise SettingsWrong(detail=f"{path}:{number}: a name, project or role with other signs than A-Za-z0-9._-")
         if not _HASH.fullmatch(hashed):
             raise SettingsWrong(detail=f"{path}:{number}: the hash of {name} is not one of bcrypt")
@@ -154,17 +154,19 @@ def create_default_users(path: Path) -> LocalUser:
     try:
         if not path.exists():
             password = secrets.token_urlsafe(24)
-            _write_private(user.password_file, f"{password}\n")
-            _write_private(path, line(user.name, password, user.project, "admin"))
+            write_private(user.password_file, f"{password}\n")
+            write_private(path, line(user.name, password, user.project, "admin"))
     except OSError as error:
         raise SettingsWrong(detail=f"users cannot be made at {path}: {error}") from error
     return user
 
 
-def _write_private(path: Path, content: str) -> None:
-    """Whole or not at all, and never readable by others, not for a moment."""
+def write_private(path: Path, content: str) -> None:
+    """Whole or not at all, and never readable by others, not for a moment. Whose it was, it stays. Raises `OSError`."""
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        if os.geteuid() == 0 and path.exists():
+            os.fchown(file.fileno(), path.stat().st_uid, path.stat().st_gid)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())

@@ -80,6 +80,10 @@ def listed(session: Session, wanted: Wanted, where: Sequence[ColumnElement[bool]
     return page(session, select(Service).where(*where), COLUMNS, wanted)
 
 
+def everyone(session: Session) -> list[Service]:
+    return list(session.scalars(select(Service).order_by(Service.kind, Service.name)))
+
+
 def alive(session: Session, kind: ServiceKind, within: float) -> list[Service]:
     """Services of a kind that have given a heartbeat in the last `within` seconds, the least busy first."""
     recent = Service.heartbeat_at > now() - literal(round(within * SECOND))

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from raksha.db import rows
 from raksha.db.columns import SECOND, now
 from raksha.db.models import Vault, VaultService
-from raksha.errors import ChangedMeanwhile
+from raksha.errors import ChangedMeanwhile, NameTaken
 
 NOUN = "vault"
 
@@ -33,6 +33,34 @@ def service(session: Session, id: str) -> VaultService:
 
 def all_services(session: Session) -> list[VaultService]:
     return list(session.scalars(select(VaultService).order_by(VaultService.name)))
+
+
+def add(session: Session, name: str, *, kind: str, url: str, **more: Any) -> VaultService:
+    """A new vault service. Raises `NameTaken`."""
+    service = VaultService(name=name, kind=kind, url=url, **more)
+    if not rows.inserted(session, service):
+        raise NameTaken(noun="vault service", name=name)
+    return service
+
+
+def named(session: Session, name: str) -> VaultService:
+    """Raises `RowNotFound`."""
+    return rows.one(session, select(VaultService).where(VaultService.name == name), "vault service", name)
+
+
+def change(session: Session, id: str, **values: Any) -> None:
+    """Columns of a vault service. Raises `RowNotFound`."""
+    service(session, id)
+    rows.changed(session, update(VaultService).where(VaultService.id == id).values(**values))
+    rows.reread(session, VaultService)
+
+
+def make_default(session: Session, id: str) -> None:
+    """Taken where a job names none; no other is that is for the same projects. Raises `RowNotFound`."""
+    chosen = service(session, id)
+    rivals = VaultService.id != id, VaultService.project_id.is_not_distinct_from(chosen.project_id)
+    rows.changed(session, update(VaultService).where(*rivals).values(is_default=False))
+    change(session, id, is_default=True)
 
 
 def services(session: Session, project_id: str) -> list[VaultService]:
