@@ -8,7 +8,7 @@ from msgspec import Struct
 from sqlalchemy.orm import Session
 
 from raksha.api.services import settings
-from raksha.db import restores, usage
+from raksha.db import restores, runs, usage
 from raksha.errors import LimitExceeded
 
 #: names of `project_limits`, by the field in which clients see them
@@ -43,16 +43,19 @@ def of(session: Session, project_id: str) -> Allowed:
 
 def one_more_job(session: Session, project_id: str) -> None:
     """Raises `LimitExceeded`. Two that ask at the same moment may both be let in."""
-    _within("backup jobs", usage.usage(session, project_id).jobs + 1, of(session, project_id).max_jobs)
+    _within("backup jobs", usage.jobs(session, project_id) + 1, of(session, project_id).max_jobs)
 
 
 def one_more_run(session: Session, project_id: str) -> None:
-    """Raises `LimitExceeded`."""
-    has, may = usage.usage(session, project_id), of(session, project_id)
-    _within("runs that have not ended", has.runs_under_way + 1, settings().limits.max_runs_under_way)
-    _within("restore points", has.runs + 1, may.max_runs)
-    # how much it will be nobody knows: one byte more is too much
-    _within("stored bytes", has.stored_bytes + 1, may.max_stored_bytes)
+    """Raises `LimitExceeded`. Nothing is counted that is not limited."""
+    may = of(session, project_id)
+    going = usage.runs(session, project_id, runs.UNDER_WAY)
+    _within("runs that have not ended", going + 1, settings().limits.max_runs_under_way)
+    if may.max_runs >= 0:
+        _within("restore points", usage.runs(session, project_id, runs.POINTS) + 1, may.max_runs)
+    if may.max_stored_bytes >= 0:
+        # how much it will be nobody knows: one byte more is too much
+        _within("stored bytes", usage.stored_bytes(session, project_id) + 1, may.max_stored_bytes)
 
 
 def one_more_restore(session: Session, project_id: str) -> None:
