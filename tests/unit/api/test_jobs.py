@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raksha.config_api import Limits
-from raksha.db import jobs, rows, schedules
+from raksha.db import jobs, rows, schedules, services
 from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob
 from raksha.db.session import Database
@@ -219,8 +219,6 @@ def test_a_put_changes_what_it_names(seen: Api, database: Database) -> None:
 
 def test_a_vm_that_is_gone_does_not_keep_a_job_from_being_changed(seen: Api, database: Database) -> None:
     made = world.job(seen, vms=[{"id": WEB}, {"id": DB}])
-    from raksha.db import services
-
     def gone(session: Any) -> None:
         for service, _vm in services.agents_of(session, WEB):
             services.see(session, service.id, [])

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from raksha.config_api import Limits
-from raksha.db import backups, restores
+from raksha.db import backups, restores, services
 from raksha.db.models import BackupJobRun, Pin, Restore, VmResourceBackup
 from raksha.db.session import Database
 from raksha.db.transition import transition
@@ -216,8 +216,6 @@ def test_only_what_is_ones_own_is_overwritten(seen: Api, point: BackupJobRun, da
     assert seen("POST", at(point), json={"target": {"kind": "in_place"}, "vms": [{"id": WEB}]}).status_code == 202
 
     def sold(session: Any) -> None:
-        from raksha.db import services
-
         for service, vm in services.agents_of(session, WEB):
             services.see(session, service.id, [services.Sight(WEB, vm.name, vm.power, "p2")])
 
