@@ -7,8 +7,10 @@ when that is killed. Nothing outside the given folder is read or written, `/etc/
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pwd
+import random
 import signal
 import socket
 import subprocess
@@ -73,11 +75,11 @@ class SwiftBed:
         for name in list(self._processes):
             self.kill(name)
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, number: signal.Signals = signal.SIGTERM) -> None:
         """End one server: `proxy`, `account`, `container`, `object0`, ..."""
         process = self._processes.pop(name)
         process.send_signal(signal.SIGCONT)
-        process.terminate()
+        process.send_signal(number)
         try:
             process.wait(10)
         except subprocess.TimeoutExpired:
@@ -170,14 +172,21 @@ def _answers(url: str) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports that nobody listens on, below those that outgoing connections get: a server that is killed and started
+    again finds its own free."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    wanted = random.SystemRandom().sample(range(min(10000, first // 2), first), 50 + 2 * count)
+    return list(itertools.islice(filter(_free, wanted), count))
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as each:
+        each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            each.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 @contextmanager
