@@ -90,7 +90,7 @@ def place(
         return Wait("agent_disabled", f"the agent of host {service.host} is {service.state}", vm_id=member.vm_id)
     if vm.refusal is not None:
         return Wait("vm_refused", f"{vm.name} cannot be protected: {_said(vm.refusal)}", vm_id=member.vm_id)
-    return Placed(member, vm.name, service.host, service.capacity, msgspec.convert(vm.disks, tuple[SeenDisk, ...]))
+    return Placed(member, vm.name, service.host, service.capacity, _disks(vm))
 
 
 def willing(agents: Iterable[Service], placement: Mapping[str, Any] | None) -> list[Service]:
@@ -105,6 +105,14 @@ def willing(agents: Iterable[Service], placement: Mapping[str, Any] | None) -> l
         and (not zones or agent.zone in zones)
     ]
     return sorted(able, key=lambda agent: (agent.load / agent.capacity, agent.load, agent.id))
+
+
+def _disks(vm: SeenVm) -> tuple[SeenDisk, ...]:
+    """None, if another version of Raksha wrote them: they are hints."""
+    try:
+        return msgspec.convert(vm.disks, tuple[SeenDisk, ...])
+    except msgspec.ValidationError:
+        return ()
 
 
 def _said(refusal: Any) -> str:

@@ -27,17 +27,17 @@ from tests.bed.scheduling import SETTINGS, runs_of
 
 
 class Service:
-    """`vault`: a folder that is there."""
+    """`swift`: a prefix of containers; None: the vault is a folder."""
 
-    def __init__(self, database: Database, folder: Path, **settings: Any) -> None:
+    def __init__(self, database: Database, folder: Path, swift: str | None = None, **settings: Any) -> None:
         self.database = database
         self.folder = folder
         self.settings = replace(SETTINGS, **settings)
         (folder / "vaults").mkdir()
         (folder / "spool").mkdir()
-        self.url = f"file://{folder}/vaults/{PROJECT}"
-        root = f"file://{folder}/vaults"
-        database.run(lambda s: vaults.declare(s, "main", kind="directory", url=root, is_default=True))
+        self.url = f"swift://{swift}-{PROJECT}" if swift else f"file://{folder}/vaults/{PROJECT}"
+        kind, root = ("swift", f"swift://{swift}") if swift else ("directory", f"file://{folder}/vaults")
+        database.run(lambda s: vaults.declare(s, "main", kind=kind, url=root, is_default=True))
         self.ask = handlers(database, self.settings, lambda: None)
         self.agents: list[PretendAgent] = []
 
@@ -63,6 +63,8 @@ class Service:
 
     def to_commit(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
         """A new run, brought to where it is to be committed."""
+        for agent in self.agents:
+            agent.beat()
         id = self.queue(job_id, kind)
         self.round()
         assert sum(agent.work() for agent in self.agents) > 0, self.run_row(id).queued_reason
