@@ -199,6 +199,10 @@ class Claim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     instance: str
     kinds: tuple[TaskKind, ...]
     limit: int
+    #: all claims that this start of the agent knows of. Any other claim of the agent was answered to nobody (the answer
+    #: was lost, or an earlier start had it): it gets the task again, beside the limit, under a new epoch. None: it does
+    #: not say
+    holding: tuple[Held, ...] | None = None
 
 
 class Claimed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from raksha.agent.host import Host
 from raksha.agent.outbox import Outbox
 from raksha.agent.work import End, Work
 from raksha.states import TaskState
-from raksha.tasks import HAND_BACK, BackupOrder, Claimed, FinishOrder, HandBack, RestoreOrder
+from raksha.tasks import HAND_BACK, BackupOrder, Claimed, FinishOrder, HandBack, Held, RestoreOrder
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,14 @@ class Crew:
     def working(self) -> list[Work]:
         with self._lock:
             return list(self._works.values())
+
+    def holding(self) -> tuple[Held, ...]:
+        """Every claim that is worked on, or whose end is waiting to be taken."""
+        found = {work.task_id: work.epoch for work in self.working() if work.why is not End.STALE}
+        handed_back = [each.question for each in self._host.said.waiting()]
+        found |= {each.task_id: each.epoch for each in handed_back if isinstance(each, HandBack)}
+        found |= {finish.task_id: finish.epoch for finish in self._outbox.waiting()}
+        return tuple(Held(task_id=task_id, epoch=epoch) for task_id, epoch in sorted(found.items()))
 
     def heavy(self) -> int:
         """Tasks that count against the capacity."""
@@ -70,11 +78,13 @@ class Crew:
             work.end(why)
 
     def give_up(self, task_id: str) -> None:
-        """Somebody else has it, or nobody wants it: what it has open is abandoned."""
+        """Somebody else has it, or nobody wants it: what it has open is abandoned, its end is forgotten."""
         self.end(task_id, End.STALE)
+        self._outbox.taken(task_id)
         open_capture = self._host.captures.take_of_task(task_id)
         if open_capture is not None:
-            open_capture.abandon()
+            # it may merge what many failed runs have left, and nobody should have to wait for that
+            threading.Thread(target=open_capture.abandon, name=f"abandon-{task_id}", daemon=True).start()
 
     # -- one thread ---------------------------------------------------------------------------------
 

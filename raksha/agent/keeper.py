@@ -8,6 +8,10 @@
     heartbeat                   with the VMs seen, where they have changed
     claim                       when somebody woke us, when there is room again, else every few seconds
 
+`EpochStale` casts doubt on a claim: either somebody else has the task, or this agent has claimed it once more without
+hearing of it (the answer was lost). The next claim tells, since it names every claim that is known here: it brings the
+task back under a new epoch, and work goes on; or it does not, and what was done is given up.
+
 A question without an answer ends the round: the bus is away. Nothing is lost, the next round asks again. Tasks go on
 meanwhile; what they may not do without a lease, they wait for themselves (`Work.wait_for_lease`).
 """
@@ -18,7 +22,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import raksha
@@ -80,6 +84,8 @@ class Keeper:
         self._away = False
         #: another start of this agent has registered: this one ends what it has
         self.replaced = False
+        #: tasks of which it is to be seen whether they are still ours
+        self._doubted: set[str] = set()
         #: only what ends something is claimed
         self.draining = False
         self._heartbeat_at = self._claim_at = 0.0
@@ -191,12 +197,22 @@ class Keeper:
             self._guarded("deliver", partial(self._deliver_one, finish))
 
     def _deliver_one(self, finish: Finish) -> None:
+        if finish.task_id in self._doubted:
+            return
         try:
             self._host.schedulers.call(FINISH, finish)
-        except (EpochStale, StateConflict, RowNotFound) as error:
+        except EpochStale as error:
+            self._doubt(finish.task_id, error)
+            return
+        except (StateConflict, RowNotFound) as error:
             _log.warning("the end of task %s is not wanted: %s", finish.task_id, error, extra={"action": "finish"})
             self._crew.give_up(finish.task_id)
         self._outbox.taken(finish.task_id)
+        self._hinted = True
+
+    def _doubt(self, task_id: str, error: EpochStale) -> None:
+        _log.info("task %s: %s", task_id, error, extra={"action": "doubt"})
+        self._doubted.add(task_id)
         self._hinted = True
 
     def _say(self) -> None:
@@ -209,16 +225,20 @@ class Keeper:
 
     def _renew(self) -> None:
         for work in self._crew.working():
-            if time.monotonic() >= work.renew_at() and work.why is not End.STALE:
+            due = time.monotonic() >= work.renew_at() and work.task_id not in self._doubted
+            if due and work.why is not End.STALE:
                 self._renew_one(work)
 
     def _renew_one(self, work: Work) -> None:
-        asked_at, epoch = time.monotonic(), work.epoch
+        asked_at = time.monotonic()
         try:
-            answer = self._host.schedulers.call(RENEW, Held(task_id=work.task_id, epoch=epoch))
-        except (EpochStale, StateConflict, RowNotFound) as error:
+            answer = self._host.schedulers.call(RENEW, Held(task_id=work.task_id, epoch=work.epoch))
+        except EpochStale as error:
+            self._doubt(work.task_id, error)
+            return
+        except (StateConflict, RowNotFound) as error:
             # an end that is on its way is no reason to give anything up
-            if work.epoch == epoch and work in self._crew.working():
+            if work in self._crew.working() and not self._outbox.has(work.task_id):
                 _log.warning("task %s is no longer ours: %s", work.task_id, error, extra={"action": "renew"})
                 self._crew.end(work.task_id, End.STALE)
             return
@@ -245,27 +265,47 @@ class Keeper:
 
     def _claim(self) -> None:
         now = time.monotonic()
+        if self.replaced:
+            self._give_up(self._doubted)
+            self._doubted.clear()
         if self._registered is None or self.replaced or not (self._hinted or now >= self._claim_at):
             return
         self._hinted, self._claim_at = False, now + self._host.agent.poll_interval
         room = 0 if self.draining else self._host.agent.capacity - self._crew.heavy()
+        doubted, ours = set(self._doubted), set[str]()
         # both kinds in one question would let one take the room of the other
-        for kinds, limit in ((LIGHT, _LIGHT_AT_ONCE), (HEAVY, room)):
-            if limit > 0:
-                self._claim_some(kinds, limit)
+        for kinds, limit in ((LIGHT, _LIGHT_AT_ONCE), (HEAVY, max(0, room))):
+            ours |= self._claim_some(kinds, limit)
+        if self._registered is not None:
+            self._give_up(doubted - ours)
+            self._doubted -= doubted
 
-    def _claim_some(self, kinds: tuple[TaskKind, ...], limit: int) -> None:
-        assert self._registered is not None
+    def _give_up(self, task_ids: Collection[str]) -> None:
+        for task_id in sorted(task_ids):
+            _log.warning("task %s is no longer ours", task_id, extra={"action": "give up"})
+            self._crew.give_up(task_id)
+
+    def _claim_some(self, kinds: tuple[TaskKind, ...], limit: int) -> set[str]:
+        """Which tasks it has got."""
+        if self._registered is None or self.replaced:
+            return set()
         asked_at = time.monotonic()
-        me = Claim(service_id=self._registered.service_id, instance=self._instance, kinds=kinds, limit=limit)
+        me = Claim(
+            service_id=self._registered.service_id,
+            instance=self._instance,
+            kinds=kinds,
+            limit=limit,
+            holding=self._crew.holding(),
+        )
         try:
             claims = self._host.schedulers.call(CLAIM, me)
         except RowNotFound:
             self._registered = None
             self.wake()
-            return
+            return set()
         except StillNeeded as error:
             self._give_place(error)
-            return
+            return set()
         for claimed in claims.tasks:
             self._crew.take(claimed, asked_at)
+        return {claimed.task_id for claimed in claims.tasks}

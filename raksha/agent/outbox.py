@@ -25,6 +25,9 @@ class Outbox:
         """The oldest first."""
         return [_DECODER.decode(body) for _task, body in self._journal.results()]
 
+    def has(self, task_id: str) -> bool:
+        return any(finish.task_id == task_id for finish in self.waiting())
+
     def restamp(self, task_id: str, epoch: int) -> bool:
         """The task was claimed again while its end was waiting here: that is the end of the new claim. False: none."""
         for finish in self.waiting():

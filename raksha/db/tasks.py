@@ -79,22 +79,40 @@ def withdraw(session: Session, *, run_id: str) -> int:
 # -- the agent's side -------------------------------------------------------------------------------
 
 
-def claim(session: Session, service_id: str, kinds: Collection[TaskKind], limit: int, seconds: float) -> list[Task]:
+def claim(
+    session: Session,
+    service_id: str,
+    kinds: Collection[TaskKind],
+    limit: int,
+    seconds: float,
+    holding: Collection[tuple[str, int]] | None = None,
+) -> list[Task]:
     """Up to `limit` tasks for this agent, each with a new epoch and a lease of `seconds`.
 
     Its own host's first, among them those whose lease is over: their capture is on this host. A service that is drained
-    or disabled gets only these, and what ends its captures.
+    or disabled gets only these, and what ends its captures. Before all of them, and beside the limit, what it has
+    claimed without knowing of it: `holding` are ids and epochs of the claims that it knows of (None: it does not say).
     """
     service = session.get(Service, service_id)
-    if service is None or limit < 1:
+    if service is None:
         return []
+    lost = _lost(session, service, kinds, holding) if holding is not None else []
+    again = [task for task in lost if _claim_one(session, task, service, seconds)]
     claimed: list[Task] = []
-    for task in _candidates(session, service, kinds, limit):
+    for task in _candidates(session, service, kinds, limit) if limit > 0 else ():
         if len(claimed) == limit:
             break
         if _allowed(task, service) and _claim_one(session, task, service, seconds):
             claimed.append(task)
-    return claimed
+    return [*again, *claimed]
+
+
+def _lost(
+    session: Session, service: Service, kinds: Collection[TaskKind], holding: Collection[tuple[str, int]]
+) -> list[Task]:
+    """Claims of this agent that were answered to nobody, or to an earlier start of it."""
+    mine = Task.service_id == service.id, Task.state == TaskState.CLAIMED, Task.kind.in_(sorted(kinds))
+    return [task for task in session.scalars(select(Task).where(*mine)) if (task.id, task.epoch) not in holding]
 
 
 def _candidates(session: Session, service: Service, kinds: Collection[TaskKind], limit: int) -> Iterator[Task]:

@@ -32,7 +32,8 @@ def claim(database: Database, settings: SchedulerSettings, said: Claim) -> Claim
         if service.instance != said.instance:
             detail = f"it was started again as {service.instance}"
             raise StillNeeded(noun=services.NOUN, id=service.id, found=service.state, detail=detail)
-        got = tasks.claim(session, service.id, said.kinds, said.limit, settings.task_lease)
+        holding = None if said.holding is None else {(each.task_id, each.epoch) for each in said.holding}
+        got = tasks.claim(session, service.id, said.kinds, said.limit, settings.task_lease, holding)
         for task in got:
             outcome.begun(session, task)
         return Claims(tasks=tuple(_claimed(session, task, settings) for task in got))

@@ -95,7 +95,7 @@ def queued(session: Session) -> Any:
 
 
 def claim(session: Session) -> Any:
-    return tasks.claim(session, make_agent(session, "host-3").id, [TaskKind.BACKUP], 4, 30)
+    return tasks.claim(session, make_agent(session, "host-3").id, [TaskKind.BACKUP], 4, 30, ())
 
 
 def expired(session: Session) -> Any:

@@ -193,6 +193,24 @@ def test_a_claim_is_reported_on_and_finished_once(database: Database) -> None:
         assert (row.state, row.result, row.progress) == (TaskState.DONE, {"segments": 7}, {"done": 3})
 
 
+def test_a_claim_that_was_answered_to_nobody_is_given_again(database: Database) -> None:
+    """Whoever names all claims that it knows of, gets the others back at once, beside its limit."""
+    here, there = database.run(lambda s: (make_agent(s, "host-a").id, make_agent(s, "host-b").id))
+    database.run(lambda s: [make_task(s) for _ in range(2)] and None)
+    one, two = database.run(lambda s: tasks.claim(s, here, BACKUP, 5, 30))
+    assert database.run(lambda s: tasks.claim(s, here, BACKUP, 5, 30)) == [], "it does not say"
+    known = {(one.id, one.epoch), (two.id, two.epoch)}
+    assert database.run(lambda s: tasks.claim(s, here, BACKUP, 0, 30, known)) == []
+    (again,) = database.run(lambda s: tasks.claim(s, here, BACKUP, 0, 30, {(one.id, one.epoch)}))
+    assert (again.id, again.epoch) == (two.id, 2)
+    # the claim that it knows of is an old one
+    (again,) = database.run(lambda s: tasks.claim(s, here, BACKUP, 0, 30, known))
+    assert (again.id, again.epoch) == (two.id, 3)
+    assert database.run(lambda s: tasks.claim(s, there, BACKUP, 5, 30, ())) == [], "what others have is theirs"
+    assert database.run(lambda s: tasks.claim(s, here, [TaskKind.FINISH], 5, 30, ())) == [], "only what it asks for"
+    assert len(database.run(lambda s: tasks.claim(s, here, BACKUP, 5, 30, ()))) == 2, "a new start knows of none"
+
+
 def test_a_task_of_a_host_stays_with_it(database: Database) -> None:
     here, there = database.run(lambda s: (make_agent(s, "host-a").id, make_agent(s, "host-b").id))
     bound = database.run(lambda s: make_task(s, host="host-a").id)

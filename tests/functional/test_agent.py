@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from raksha.db import runs, tasks
 from raksha.db.models import Task
 from raksha.db.transition import transition
+from raksha.errors import BusUnavailable
 from raksha.rpc import Bus, Caller
 from raksha.states import BackupKind, RunState, TaskKind, TaskState
 from tests.bed import Bed
@@ -302,8 +304,7 @@ class Doubling(Bus):
         once = caller.call
 
         def twice(verb: Any, question: Any, patience: float | None = None) -> Any:
-            if verb.name != "claim":
-                once(verb, question, patience)
+            once(verb, question, patience)
             return once(verb, question, patience)
 
         caller.call = twice  # type: ignore[method-assign]
@@ -322,6 +323,51 @@ def test_everything_is_said_twice(bed: Bed, service: Service) -> None:
     guest.write("vda", 0, 8 * KIB, 0x24)
     second = service.backup(job, guest)
     assert how(service, second) == all_disks("incremental", "delta", None)
+    service.assert_all_hold(guest)
+
+
+class Losing(Bus):
+    """Some claims are carried out, and nobody hears the answer."""
+
+    lost = 0
+
+    def to(self, topic: str, server: str | None = None) -> Caller:
+        caller = super().to(topic, server)
+        once = caller.call
+
+        def call(verb: Any, question: Any, patience: float | None = None) -> Any:
+            answer = once(verb, question, patience)
+            if verb.name == "claim" and answer.tasks and self.lost > 0:
+                self.lost -= 1
+                raise BusUnavailable(verb=verb.name, detail="the answer was lost")
+            return answer
+
+        caller.call = call  # type: ignore[method-assign]
+        return caller
+
+
+def test_a_claim_whose_answer_is_lost(bed: Bed, service: Service) -> None:
+    """Of a new task, and of one whose capture is open here: no second snapshot, no waiting for a lease."""
+    guest = two_disks(bed)
+    service.bus.close()
+    service.stop_scheduler()
+    service.bus = bus = Losing(service.bus_url, patience=5)
+    service.settings = replace(service.settings, task_lease=600.0)
+    service.start_scheduler()
+    service.agent()
+    bus.lost = 2
+    run, job = slow_run(service, guest)
+    (task,) = service.tasks(run)
+    assert (bus.lost, task.epoch) == (0, 3)
+    # a question of before comes late: it claims the task that is worked on
+    agent_id, epoch = str(task.service_id), task.epoch
+    service.database.run(lambda s: tasks.claim(s, agent_id, [TaskKind.BACKUP], 0, 600.0, ()) and None)
+    assert service.tasks(run)[0].epoch == epoch + 1
+    service.ended(run)
+    service.truth[run] = service.truth_of_next
+    assert service.tasks(run)[0].epoch == epoch + 2
+    assert layers(guest) == {"vda": 1, "vdb": 1}, "one snapshot was enough"
+    service.backup(job, guest)
     service.assert_all_hold(guest)
 
 
