@@ -89,6 +89,8 @@ class _Round:
         self.kept: set[tuple[str, str]] = set()
         #: vaults that were to be made in this round, and why that failed
         self.unmade: dict[str, Wait | None] = {}
+        #: the same of vault services that do not answer: one that is away is waited for once
+        self.away: dict[str, Wait] = {}
 
     def waited(self, run: BackupJobRun) -> float:
         """Seconds."""
@@ -135,7 +137,10 @@ def _started(database: Database, round_: _Round, run_id: str) -> Wait | set[str]
         return outcome
     vault = outcome.vault
     if vault.id not in round_.unmade:
-        round_.unmade[vault.id] = make_vault(database, vault)
+        made = round_.away.get(vault.vault_service_id) or make_vault(database, vault)
+        round_.unmade[vault.id] = made
+        if made is not None and made.code == "vault_away":
+            round_.away[vault.vault_service_id] = made
     again = database.run(partial(_start, round_=round_, run_id=run_id, unmade=round_.unmade[vault.id]))
     if isinstance(again, _NoVaultYet):  # it was made, and the row is gone since
         raise RowNotFound(noun=vaults.NOUN, id=vault.id)

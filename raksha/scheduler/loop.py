@@ -170,12 +170,16 @@ class Loop:
         if gone:
             self.wake()
 
-    def _retain(self) -> int | None:
+    def _retain(self) -> bool:
         """All jobs: policies may have changed, or whoever committed last died before it came to this."""
-        if not self._due("retain", self._settings.retention_interval):
-            return None
-        found = retaining.all_jobs(self._database)
-        return sum(len(retaining.retain(self._database, self._settings, id)) for id in found)
+        due = self._due("retain", self._settings.retention_interval)
+        return due and self._background.submit("retain all", self._retain_all)
+
+    def _retain_all(self) -> None:
+        for id in retaining.all_jobs(self._database):
+            if self._stopped:
+                return
+            retaining.retain(self._database, self._settings, id)
 
     def _collect(self) -> int:
         """Vaults whose collection was begun."""

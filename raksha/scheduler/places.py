@@ -69,7 +69,7 @@ def make_vault(database: Database, vault: Vault) -> Wait | None:
         database.run(lambda session: vaults.established(session, vault.id, made))
     except RakshaError as error:
         _log.error("vault %s of project %s cannot be used: %s", vault.url, vault.project_id, error)
-        return Wait("vault_refused", str(error))
+        return Wait("vault_away" if error.retryable else "vault_refused", str(error))
     finally:
         database.run(lambda session: vaults.collected(session, vault.id, me))
     return None
