@@ -108,7 +108,9 @@ def _own(found: Iterable[Task]) -> list[Task]:
 def _begin(session: Session, run: BackupJobRun, mine: list[Task]) -> None:
     claimed = [task.vm_id for task in mine if task.epoch > 0]
     if claimed and run.state == RunState.READY:
-        transition(session, BackupJobRun, run.id, RunState.RUNNING, start={RunState.READY}, started_at=now())
+        # the first claim, which may have been a whole round ago
+        began = min((task.started_at for task in mine if task.started_at is not None), default=now())
+        transition(session, BackupJobRun, run.id, RunState.RUNNING, start={RunState.READY}, started_at=began)
     if claimed:
         of_run = BackupJobRunVm.backupjobrun_id == run.id, BackupJobRunVm.vm_id.in_(claimed)
         transition_all(session, BackupJobRunVm, RunVmState.RUNNING, of_run, start={RunVmState.PENDING})
