@@ -1,28 +1,27 @@
 """The main job, told step by step. Called by ../quickstart, which sets up before.
 
 A VM is made on this host's libvirt with a qcow2 disk on a base image and a raw disk, both with an ext4 that the guest
-writes numbered records to. Everything that Raksha does is done by its command line, in processes of its own.
+writes numbered records to. Everything that Raksha does is done by `raksha serve`, which is asked over REST.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import libvirt
+from quickstart_service import QuickstartFailed, Service
 
 from tests.bed import Bed, BedError, Host, Machine
 from tests.bed.disks import run
@@ -31,45 +30,6 @@ MIB = 1024 * 1024
 #: what the base image is filled with: files that every Debian with Python has
 SAMPLE = Path("/usr/lib/python3.11")
 RAKSHA = Path(sys.executable).with_name("raksha")
-
-
-class QuickstartFailed(Exception):
-    """Something is not as it should be; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Raksha:
-    """The command line, with what keeps this demonstration apart from the rest of the host."""
-
-    uri: str
-    directory: Path
-
-    @property
-    def vault(self) -> str:
-        return f"file://{self.directory}/vault"
-
-    def __call__(self, verb: str, *words: object) -> float:
-        """Run a command for all to see. Returns the seconds it took."""
-        began = time.monotonic()
-        shown = shlex.join(["raksha", "local", verb, *map(str, words)])
-        print(f"   $ {shown}", flush=True)
-        process = subprocess.Popen(
-            self._command(verb, *words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.directory
-        )
-        assert process.stdout
-        for line in process.stdout:
-            print(f"     {line}", end="", flush=True)
-        if process.wait():
-            raise QuickstartFailed(f"`{shown}` ended with code {process.returncode}")
-        return time.monotonic() - began
-
-    def answer(self, verb: str, *words: object) -> Any:
-        """The JSON document of a command."""
-        return json.loads(run(*self._command(verb, *words, "--json")))
-
-    def _command(self, verb: str, *words: object) -> list[str]:
-        place = ["--vault", self.vault, "--connect", self.uri, "--state-dir", f"{self.directory}/state"]
-        return [str(RAKSHA), "local", verb, *map(str, words), *place]
 
 
 def main() -> int:
@@ -83,11 +43,13 @@ def main() -> int:
             host = demonstration_host()
             stack.callback(host.close)
             bed = stack.enter_context(Bed(host, prefix="quickstart-"))
-            demonstrate(bed)
+            # ended before its files go
+            with ExitStack() as running:
+                service = demonstrate(bed, running)
             if keep:
                 bed.keep()
                 stack.pop_all()
-                tell_what_is_kept(bed)
+                tell_what_is_kept(bed, service)
             return 0
     except (QuickstartFailed, BedError, libvirt.libvirtError) as error:
         print(f"\nquickstart failed: {error}", file=sys.stderr)
@@ -108,33 +70,60 @@ def demonstration_host() -> Host:
     return Host(uri, directory)
 
 
-def demonstrate(bed: Bed) -> None:
-    raksha = Raksha(bed.uri, bed.directory)
+def demonstrate(bed: Bed, stack: ExitStack) -> Service:
+    """The service is returned running; `stack` ends it."""
     vm = step_make_a_vm(bed)
+    service = step_start_the_service(bed, vm, stack)
 
-    print("\n2. The first backup reads everything, while the VM writes on.")
-    print(f"   $ export RAKSHA_VAULT={raksha.vault}\n   $ cd {raksha.directory}")
-    full = backup(raksha, vm, "full")
+    print("\n3. A backup job: each day, the first time in a moment; the restore points of two weeks stay.")
+    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat(timespec="seconds")
+    wanted = {
+        "name": "daily", "vms": [{"id": vm.uuid}], "schedule": {"every": 86400, "anchor": soon},
+        "retention": {"daily": 14}, "quiesce": "require",
+    }  # fmt: skip
+    job = f"backupjobs/{service.post('backupjobs', wanted)['id']}"
+    (run,) = service.until(lambda: service.ask(f"{job}/backupjobruns")["backupjobruns"], "the schedule fires")
+    print("   The schedule has fired. The first backup reads everything, while the VM writes on.")
+    full = backup(service, vm, job, run["id"], "full")
 
-    print("\n3. The guest goes on writing; the second backup sends only what changed.")
+    print("\n4. The guest goes on writing; a backup by hand sends only what changed.")
     vm.wait_for_records(150)
-    increment = backup(raksha, vm, "incremental")
+    increment = backup(service, vm, job, service.post(f"{job}/incremental")["id"], "incremental")
 
-    print("\n4. The VM is switched off, as if its host had died. Its last backup becomes a new VM.")
+    print("\n5. The VM is switched off, as if its host had died. Its last backup becomes a new VM.")
     vm.power_off()
     name = f"{vm.name}-again"
-    (bed.directory / "restored").mkdir(mode=0o711)
-    seconds = raksha("restore", "latest", "--vm", vm.name, "--as", name, "--into", "restored")
+    restore = service.post(
+        f"{job}/backupjobruns/{increment.run}",
+        {"target": {"kind": "domain"}, "vms": [{"id": vm.uuid, "name": name}]},
+    )
+    restore = service.ended(f"restores/{restore['id']}", "done")
     restored = bed.adopt(name)
     found = step_check_from_inside(restored, increment)
 
     print("\nWhat happened")
     for what, made in (("full", full), ("incremental", increment)):
         print(f"   {what + ' backup':<20} {made.told}")
-    print(f"   {'restore':<20} {size_of(bed.directory / 'restored')} on disk, {seconds:.1f} s")
-    print(f"   {'the vault has':<20} {size_of(bed.directory / 'vault')}, for both restore points")
+    state = bed.directory / "state"
+    print(f"   {'restore':<20} {size_of(state / 'restores')} on disk, {seconds_of(restore):.1f} s")
+    print(f"   {'the vault has':<20} {size_of(state / 'vault')}, for both restore points")
     print(f"   {'the restored guest':<20} {found}")
     tell_how_to_go_on()
+    return service
+
+
+def step_start_the_service(bed: Bed, vm: Machine, stack: ExitStack) -> Service:
+    print("\n2. The service of this host: API, scheduler and agent in one process.")
+    began = time.monotonic()
+    service = Service(RAKSHA, bed.directory / "state", bed.uri)
+    stack.callback(service.close)
+    print(f"   $ {service.command} &")
+    service.until(lambda: vm.uuid in [each["id"] for each in service.ask("vms")["vms"]], "the VM is seen")
+    print(f"   After {time.monotonic() - began:.1f} s it listens, and has seen the VM.")
+    print(f"   $ API={service.api}")
+    login = f'curl -s -u "admin:$(cat {service.password_file})"'
+    print(f"   $ ask() {{ {login} -H Content-Type:application/json \"$@\"; }}")
+    return service
 
 
 def step_make_a_vm(bed: Bed) -> Machine:
@@ -180,23 +169,31 @@ class Backup:
     told: str
 
 
-def backup(raksha: Raksha, vm: Machine, kind: str) -> Backup:
+def backup(service: Service, vm: Machine, job: str, run_id: str, kind: str) -> Backup:
+    """Wait for a run, and see what it made."""
+    path = f"{job}/backupjobruns/{run_id}"
     before = vm.last_ack()
-    seconds = raksha("backup", vm.name, "--quiesce", "require")
+    run = service.ended(path, "available")
     after = vm.last_ack()
-    run = raksha.answer("show", "latest")["run"]
+    print(f"   $ ask $API/{path}")
     disks = [disk for each in run["vms"] for disk in each["resources"]]
     if {disk["kind"] for disk in disks} != {kind}:
         raise QuickstartFailed(f"the backup is not {kind}: {disks}")
-    frozen = max(each["frozen_seconds"] or 0 for each in run["vms"])
-    read, sent = (sum(disk["volume"][each] for disk in disks) for each in ("read", "sent"))
-    told = f"{mib(read)} read, {mib(sent)} sent, {seconds:.1f} s; frozen for {frozen:.2f} s"
+    read, sent = (run["progress"][each] for each in ("bytes_done", "bytes_sent"))
+    told = f"{mib(read)} read, {mib(sent)} sent, {seconds_of(run):.1f} s; frozen for {run['frozen_seconds'] or 0:.2f} s"
+    print(f"   {kind} backup: {told}")
     print(f"   The guest had acknowledged record {before} before it, and {after} after it.")
-    return Backup(run["backupjobrun"], before, after, told)
+    return Backup(run_id, before, after, told)
+
+
+def seconds_of(shown: Any) -> float:
+    """Of a run or a restore, from its start to its end."""
+    began, ended = (datetime.fromisoformat(shown[each]) for each in ("started_at", "finished_at"))
+    return (ended - began).total_seconds()
 
 
 def step_check_from_inside(restored: Machine, point: Backup) -> str:
-    print(f"\n5. {restored.name} boots, and its guest checks what it finds.")
+    print(f"\n6. {restored.name} boots, and its guest checks what it finds.")
     restored.start()
     restored.wait_for(r"READY \w+", timeout=60)
     if not restored.verdict():
@@ -214,18 +211,24 @@ def step_check_from_inside(restored: Machine, point: Backup) -> str:
 
 def tell_how_to_go_on() -> None:
     print("""
-The same with a VM of your own (raksha local vms lists them; run as root for those of qemu:///system)
+The same with a VM of your own (as root for those of qemu:///system)
    . .venv/bin/activate
+   raksha serve --vault file:///srv/vault &      # tells how to log in; etc/systemd/ has a unit for it
+   ask $API/vms                                  # ids of VMs; then as above
+
+The same without any service
+   raksha local vms
    raksha local backup VM --vault file:///srv/vault
    raksha local list --vault file:///srv/vault
    raksha local restore latest --vault file:///srv/vault --vm VM --as NEW-NAME --into DIRECTORY
-   raksha local release VM          # takes Raksha's overlay off its disks again""")
+   raksha local release VM                       # takes Raksha's overlay off its disks again""")
 
 
-def tell_what_is_kept(bed: Bed) -> None:
+def tell_what_is_kept(bed: Bed, service: Service) -> None:
     domains = run("virsh", "-c", bed.uri, "list", "--all", "--name").split()
     names = [name for name in domains if bed.directory.name in name]
-    print(f"\nKept: the VMs {', '.join(names)}, and {bed.directory} (vault, state, disks). To remove them:")
+    print(f"\nKept: the VMs {', '.join(names)}, and {bed.directory} (vault, state, disks).")
+    print(f"To start the service again:\n   {service.command}\nTo remove all:")
     for name in names:
         print(f"   virsh -c {bed.uri} destroy {name}; virsh -c {bed.uri} undefine {name}")
     print(f"   rm -r {bed.host.directory}")
