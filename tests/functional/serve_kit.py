@@ -41,7 +41,7 @@ class Served:
             "host": {name: getattr(host, name) for name in names},
             "agent": {"look_interval": 1, "poll_interval": 0.5, "report_interval": 0.1, "restore_dirs": self.restores,
                       **options},
-            "scheduler": {"interval": 0.3, "heartbeat_interval": 1, "task_lease": 4},
+            "scheduler": {"interval": 0.3, "heartbeat_interval": 1, "task_lease": 4, "commit_lease": 5},
         }  # fmt: skip
         self.process: subprocess.Popen[str] | None = None
         self.told: dict[str, Any] = {}

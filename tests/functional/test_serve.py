@@ -97,9 +97,8 @@ def test_what_it_prints_works(bed: Bed, served: Served) -> None:
 
 @pytest.mark.parametrize(
     "point",
-    ["libvirt.snapshotCreateXML.done", "vault.put.segment", "journal.keep_result.done", "vault.put.run.json",
-     "vault.put.run.json.done", "libvirt.blockCommit.done"],
-)  # fmt: skip
+    ["libvirt.snapshotCreateXML.done", "vault.put.segment", "vault.put.run.json", "libvirt.blockCommit.done"],
+)
 def test_killed_during_a_backup(bed: Bed, served: Served, tmp_path: Path, point: str) -> None:
     guest = two_disks(bed)
     served.start()
