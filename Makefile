@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional crash-walk soak lint types imports api-documents bench quickstart clean
+.PHONY: help setup test unit contract functional service crash-walk soak lint types imports api-documents bench quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ contract: ## the vault's contract against every store, a real Swift among them
 
 functional: ## tests with real guests, libvirt, qemu-img and Swift
 	./run-tests functional
+
+service: ## three hosts, two schedulers, two APIs, MariaDB, RabbitMQ, Swift, and kills: make service KILLS=200 SEED=1
+	$(if $(SEED),RAKSHA_SEED=$(SEED)) $(if $(KILLS),RAKSHA_KILLS=$(KILLS)) ./run-tests service
 
 crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (an hour or two)
 	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -n 1 -s -k "crash_walk or kills or vault_faults"
