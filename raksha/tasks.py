@@ -12,7 +12,8 @@ answered: everything here may be said twice, and arrive twice or in another orde
     ENTER, LOOK, THAWED         in a consistency group         how far the group is
     FINISH or HAND_BACK         at the end                     until acknowledged; nothing is forgotten before
 
-An answer `EpochStale` ends a claim: somebody else has the task, and what this one stored is inert.
+An answer `EpochStale` casts doubt on a claim: the next CLAIM names those that the agent holds, and brings the task back
+under a new epoch, or does not. Then somebody else has it, or has ended it, and what this one stored is inert.
 
 A backup is two tasks of the host: BACKUP captures, stores and keeps the capture open; a scheduler makes the restore
 point; FINISH says what became of it, so that layers may be merged, or must stay. Between them the agent may die: the
