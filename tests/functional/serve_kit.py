@@ -43,6 +43,8 @@ class Served:
                       **options},
             "scheduler": {"interval": 0.3, "heartbeat_interval": 1, "task_lease": 4, "commit_lease": 5},
         }  # fmt: skip
+        #: of setpriv
+        self.privileges: list[str] = []
         self.process: subprocess.Popen[str] | None = None
         self.told: dict[str, Any] = {}
 
@@ -63,7 +65,7 @@ class Served:
         environment = {**os.environ, **({"RAKSHA_CRASH_AT": crash_at} if crash_at else {})}
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", *self.command("--json", *more)],
+                ["setpriv", *self.privileges, "--pdeathsig", "KILL", *self.command("--json", *more)],
                 env=environment, stdout=subprocess.PIPE, stderr=log, text=True,
             )  # fmt: skip
         assert self.process.stdout is not None
@@ -142,6 +144,13 @@ class Served:
 
     def available(self, job: str, run: str) -> dict[str, Any]:
         return self.reaches(job, run, "available")
+
+    def restored(self, id: str) -> dict[str, Any]:
+        """A restore when it has ended."""
+        going = ("queued", "running", "cancelling")
+        return dict(self.until(
+            lambda: (found := self.ask("GET", f"restores/{id}"))["state"] not in going and found, "the restore ends"
+        ))  # fmt: skip
 
     def until(self, true: Callable[[], Any], what: str) -> Any:
         deadline = time.monotonic() + PATIENCE

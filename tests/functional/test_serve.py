@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import subprocess
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.bed import Bed
-from tests.functional.local_kit import assert_holds, two_disks
+from tests.functional.local_kit import Local, assert_holds, two_disks
 from tests.functional.overlay_kit import KIB, MIB
 from tests.functional.serve_kit import Served, how
 
 pytestmark = pytest.mark.bed
 
+UNIT = Path(__file__).parents[2] / "etc/systemd/raksha-serve.service"
 DISKS = ("vda", "vdb")
 FULL, DELTA = ("full", "full"), ("incremental", "delta")
 
@@ -56,15 +58,45 @@ def test_from_the_first_start_to_a_restored_vm_and_on_after_the_second(
     name = f"{bed.directory.name}-again"
     wanted = {"target": {"kind": "domain"}, "vms": [{"id": guest.uuid, "name": name}]}
     restore = served.ask("POST", f"backupjobs/{job}/backupjobruns/{second}", wanted)["id"]
-    done = served.until(
-        lambda: (found := served.ask("GET", f"restores/{restore}"))["state"] not in ("queued", "running") and found,
-        "the restore ends",
-    )
+    done = served.restored(restore)
     assert done["state"] == "done", done
     again = bed.host.connect().lookupByName(name)
     assert again.UUIDString() != guest.uuid
     again.undefine()
     assert served.stop()[0] == 0
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("engine", ["overlay", "pull"])
+def test_the_unit_leaves_it_what_it_needs(bed: Bed, served: Served, tmp_path: Path, engine: str) -> None:
+    words = " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)).split()
+    allowed = ",".join(f"+{word.removeprefix('CAP_').lower()}" for word in words)
+    served.privileges = ["--no-new-privs", "--inh-caps", "-all", "--bounding-set", f"-all,{allowed}"]
+    scratch = bed.directory / "scratch"
+    scratch.mkdir(mode=0o711)
+    served.sections["host"] |= {"fence": "true", "engine": engine, "scratch_dir": scratch}
+    guest = two_disks(bed)
+    served.start()
+    status = Path(f"/proc/{served.process.pid}/status").read_text() if served.process else ""
+    mask = int(re.findall(r"^CapEff:\s*(\w+)$", status, re.MULTILINE)[0], 16)
+    assert mask.bit_count() == len(words)
+    job = served.job(guest.uuid, quiesce="never")
+    for kind, change in (("full", 0x31), ("incremental", 0x32)):
+        truth = guest.frozen_model()
+        run = served.available(job, served.queue(job, kind))
+        assert run["warnings"] == [] and run["vms"][0]["warnings"] == []
+        assert_holds(served.reader, run["id"], tmp_path / "out", guest, truth)
+        guest.write("vda", 1 * MIB, 70 * KIB, change)
+    name = f"{bed.directory.name}-again"
+    wanted = {"target": {"kind": "domain", "start": True}, "vms": [{"id": guest.uuid, "name": name}]}
+    restore = served.ask("POST", f"backupjobs/{job}/backupjobruns/{run['id']}", wanted)["id"]
+    done = served.restored(restore)
+    again = bed.host.connect().lookupByName(name)
+    again.destroy()
+    again.undefine()
+    assert done["state"] == "done"
+    assert served.stop()[0] == 0
+    Local(bed.uri, served.state, "").good("release", guest.uuid)  # and so the fence
 
 
 def test_nobody_else_can_read_what_it_keeps(served: Served) -> None:
