@@ -30,8 +30,8 @@ __all__ = ["Database", "DatabaseSettings", "connect"]
 
 T = TypeVar("T")
 
-#: of a connection: it will write
-_WRITES = "raksha_writes"
+#: of a connection: it will write; it reads one moment of everything
+_WRITES, _SNAPSHOT = "raksha_writes", "raksha_snapshot"
 #: the server ended this transaction in favour of another: deadlock, lock wait, changed since read, Galera not ready
 _MARIADB_AGAIN = frozenset({1213, 1205, 1020, 1047})
 #: serialization failure, deadlock, lock not available
@@ -46,7 +46,7 @@ class Database:
         self.engine = engine
         self._attempts = settings.max_attempts
         self._writing = engine.execution_options(**{_WRITES: True})
-        self._snapshot = engine if engine.dialect.name == "sqlite" else _repeatable(engine)
+        self._snapshot = engine.execution_options(**{_SNAPSHOT: True})
 
     def run(self, work: Callable[[Session], T]) -> T:
         """What `work` returns, committed. Its errors roll everything back.
@@ -90,15 +90,22 @@ class Database:
 
         Raises `DatabaseUnavailable`.
         """
-        with Session(self._snapshot, expire_on_commit=False, autoflush=False) as session:
+        session = Session(self._snapshot, expire_on_commit=False, autoflush=False)
+        try:
+            yield session
+        except PoolTimeout as error:
+            raise DatabaseUnavailable(detail=error) from error
+        except DBAPIError as error:
+            if _lost(error) or isinstance(error, OperationalError):
+                raise DatabaseUnavailable(detail=error.orig) from error
+            raise
+        finally:
             try:
-                yield session
-            except PoolTimeout as error:
-                raise DatabaseUnavailable(detail=error) from error
+                session.close()
             except DBAPIError as error:
-                if _lost(error) or isinstance(error, OperationalError):
-                    raise DatabaseUnavailable(detail=error.orig) from error
-                raise
+                # what was read before the server went was read
+                if not _lost(error):
+                    raise
 
     @contextmanager
     def migrating(self) -> Iterator[Connection]:
@@ -134,8 +141,10 @@ def connect(settings: DatabaseSettings) -> Database:
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _sqlite_connected(settings.lock_timeout))
         event.listen(engine, "begin", _sqlite_begin)
-    elif url.get_backend_name() in ("mysql", "mariadb"):
-        event.listen(engine, "connect", _mariadb_connected(settings.lock_timeout))
+    else:
+        event.listen(engine, "begin", _server_begin)
+        if url.get_backend_name() in ("mysql", "mariadb"):
+            event.listen(engine, "connect", _mariadb_connected(settings.lock_timeout))
     return Database(engine, settings)
 
 
@@ -162,10 +171,6 @@ def _options(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
     return options
 
 
-def _repeatable(engine: Engine) -> Engine:
-    return engine.execution_options(isolation_level="REPEATABLE READ")
-
-
 # -- what each database needs to be told ------------------------------------------------------------
 
 
@@ -189,6 +194,13 @@ def _sqlite_begin(connection: Connection) -> None:
     # a transaction that reads first and writes later fails at once when another wrote meanwhile: lock at the start
     writes = connection.get_execution_options().get(_WRITES, False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _server_begin(connection: Connection) -> None:
+    # of this transaction alone: a level of the connection is taken back at its end, and where the server is gone by
+    # then, SQLAlchemy raises what nobody expects, and never gives the connection's place in the pool back
+    if connection.get_execution_options().get(_SNAPSHOT, False):
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
 def _references_unchecked(connection: Connection) -> None:

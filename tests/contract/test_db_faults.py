@@ -76,6 +76,28 @@ def test_idle_connections_are_found_dead_before_they_are_used(server: MariaDb, m
         assert sorted(session.scalars(select(BackupJob.name))) == ["after", "before"]
 
 
+def test_a_server_that_goes_while_somebody_reads_takes_no_place_in_the_pool(server: MariaDb) -> None:
+    with opened(server.url(), max_pool_size=1, max_overflow=0, pool_timeout=2) as database:
+        migrate.upgrade(database)
+        for _ in range(2):
+            with database.reading() as session:  # what was read was read
+                assert session.scalars(select(BackupJob.id)).all() == []
+                server.kill()
+            with pytest.raises(DatabaseUnavailable), database.reading() as session:
+                session.scalars(select(BackupJob.id)).all()
+            server.start()
+        database.run(lambda s: make_job(s, "after"))
+
+
+def test_reading_sees_one_moment(mortal: Database) -> None:
+    with mortal.reading() as session:
+        assert session.scalars(select(BackupJob.name)).all() == []
+        mortal.run(lambda s: make_job(s, "meanwhile"))
+        assert session.scalars(select(BackupJob.name)).all() == []
+    with mortal.reading() as session:
+        assert session.scalars(select(BackupJob.name)).all() == ["meanwhile"]
+
+
 def test_no_server_is_told_within_seconds(server: MariaDb) -> None:
     url = server.url()
     server.stop()
