@@ -77,6 +77,12 @@ class Killer:
             for victim in kill.victims:
                 self._deployment.start(victim)
 
+    def visit_the_rest(self, kills: Sequence[Kill]) -> None:
+        """Further kills in phases that were never met: some pass within moments."""
+        for kill in kills:
+            if kill.phase not in self.during:
+                self.carry_out([kill])
+
     def _wait_for(self, phase: str) -> set[str]:
         """Phases at the moment when it came, or when nobody waits any more."""
         until = time.monotonic() + _WAIT

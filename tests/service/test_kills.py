@@ -21,7 +21,7 @@ from tests.service import settled
 from tests.service.guests import Sampler, make_guests
 from tests.service.killing import Killer, plan
 from tests.service.story import KEEP, Story, wait
-from tests.service.watching import Watcher, unfinished
+from tests.service.watching import PHASES, Watcher, unfinished
 
 HOSTS = ("host-a", "host-b", "host-c")
 KILLS = int(os.environ.get("RAKSHA_KILLS", "54"))
@@ -33,6 +33,7 @@ SETTLED = 300
 @pytest.mark.timeout(600 + 60 * KILLS)
 def test_nothing_is_lost_doubled_or_stuck(tmp_path: Path) -> None:
     seed = int(os.environ.get("RAKSHA_SEED") or random.SystemRandom().randrange(1_000_000))
+    everything = len(PHASES) <= KILLS
     print(f"\nRAKSHA_SEED={seed} RAKSHA_KILLS={KILLS}", flush=True)
     with Deployment(tmp_path, HOSTS) as deployment:
         alone, group = make_guests(deployment.hosts)
@@ -42,8 +43,9 @@ def test_nothing_is_lost_doubled_or_stuck(tmp_path: Path) -> None:
             watcher = Watcher(deployment.database)
             story = Story(deployment, watcher, seed, alone, group)
             killer = Killer(deployment, watcher, story.bring_about)
-            kills = plan(seed, KILLS, deployment.processes)
-            killer.carry_out(kills)
+            killer.carry_out(plan(seed, KILLS, deployment.processes))
+            if everything:
+                killer.visit_the_rest(plan(seed + 1, 4 * len(PHASES), deployment.processes))
             come_to_rest(deployment, story, watcher)
         finally:
             sampler.stop()
@@ -52,6 +54,8 @@ def test_nothing_is_lost_doubled_or_stuck(tmp_path: Path) -> None:
               f" {deployment.ended}")  # fmt: skip
         check_all(deployment, story, watcher, tmp_path)
         assert sum(killer.killed.values()) >= KILLS
+        if everything:
+            assert set(PHASES) <= set(killer.during) and set(deployment.processes) == set(killer.killed)
         assert not story.rest.statuses.get(500), deployment.logs("Traceback")
 
 
