@@ -43,8 +43,8 @@ CANCELLABLE = (RunState.QUEUED, RunState.READY, RunState.RUNNING)
 POINTS = (RunState.AVAILABLE, RunState.DEGRADED)
 #: what can be deleted
 ENDED = (*POINTS, RunState.CANCELLED, RunState.ERROR)
-#: states of a full run that others may build on, or soon will
-_COUNTS = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING, *POINTS)
+#: states of a full run that others will soon build on
+_SOON = (RunState.QUEUED, RunState.READY, RunState.RUNNING, RunState.COMMITTING)
 _TERMINAL_TASKS = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 
 
@@ -187,10 +187,12 @@ def under_way(session: Session, job_id: str) -> list[BackupJobRun]:
 
 
 def based(session: Session, job_ids: Sequence[str]) -> set[str]:
-    """Jobs that have a full run, or are about to: those that an increment can build on."""
+    """Jobs that an increment can build on: they have a restore point, whose oldest need not be the full run that the
+    job began with, for that may be gone by its retention; or are about to have a full one."""
     mine = BackupJobRun.backupjob_id == BackupJob.id
-    full = exists().where(mine, BackupJobRun.kind == BackupKind.FULL, BackupJobRun.state.in_(_COUNTS))
-    return set(session.scalars(select(BackupJob.id).where(BackupJob.id.in_(job_ids), full)))
+    point = exists().where(mine, BackupJobRun.state.in_(POINTS))
+    soon = exists().where(mine, BackupJobRun.kind == BackupKind.FULL, BackupJobRun.state.in_(_SOON))
+    return set(session.scalars(select(BackupJob.id).where(BackupJob.id.in_(job_ids), or_(point, soon))))
 
 
 def restore_points(session: Session, job_id: str) -> dict[str, bool]:
