@@ -41,6 +41,7 @@ from raksha.api.waker import Waker
 from raksha.cmd import api, state_folder
 from raksha.cmd.http_thread import HttpThread
 from raksha.cmd.output import Output
+from raksha.cmd.scheduler import serve_metrics
 from raksha.config import Settings
 from raksha.config_agent import AgentSettings
 from raksha.config_api import ApiSettings
@@ -54,8 +55,10 @@ from raksha.scheduler.loop import Loop
 _log = logging.getLogger(__name__)
 
 PROJECT = "default"
-#: seconds for the scheduler's step under way
+#: seconds for the scheduler's step under way, and for the agent beyond what it may drain
 _LAST_STEP = 30.0
+#: seconds for either of them after a second signal
+_HURRIED = 15.0
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -143,6 +146,9 @@ class Service:
         self._loop = Loop(database, parts.scheduler, self._bus)
         application = api.make_application(parts.api, database, (ParseException,), Waker(self._bus))
         self.http = HttpThread(application, parts.api)
+        self._drain = parts.agent.drain_timeout
+        port = parts.scheduler.metrics_port
+        self._end_metrics = serve_metrics(self._loop, parts.scheduler) if port else None
         self._scheduler_thread = _thread("scheduler", self._loop.run)
         self._agent_thread = _thread("agent", self._agent.run)
 
@@ -164,19 +170,31 @@ class Service:
         _log.info("stopping: the API first, then the agent, then the scheduler")
         self.http.stop()
         self._agent.stop()
-        while self._agent_thread.is_alive():
-            if stop.signals > 1:
-                self._agent.hurry()
-            self._agent_thread.join(0.1)
+        _wait(self._agent_thread, self._drain + _LAST_STEP, stop, self._agent.hurry)
         self._loop.stop()
-        until = time.monotonic() + _LAST_STEP
-        while self._scheduler_thread.is_alive() and time.monotonic() < until and stop.signals < 2:
-            self._scheduler_thread.join(0.1)
-        if self._scheduler_thread.is_alive():
-            # as if killed there: the next start goes on
-            _log.warning("the scheduler is left at a step that has not ended")
+        _wait(self._scheduler_thread, _LAST_STEP, stop)
+        if self._end_metrics is not None:
+            self._end_metrics()
+        if not self._something_runs():
+            self._bus.close()
+
+    def _something_runs(self) -> bool:
+        """The process ends all the same: it is as if it was killed there."""
+        left = [thread.name for thread in (self._agent_thread, self._scheduler_thread) if thread.is_alive()]
+        for name in left:
+            _log.warning("the %s is left at a step that has not ended; the next start goes on", name)
+        return bool(left)
+
+
+def _wait(thread: threading.Thread, seconds: float, stop: Stop, hurry: Callable[[], None] | None = None) -> None:
+    """For its end; less long after a second signal."""
+    began = time.monotonic()
+    while thread.is_alive():
+        if stop.signals > 1 and hurry is not None:
+            hurry()
+        if time.monotonic() - began > (seconds if stop.signals < 2 else min(seconds, _HURRIED)):
             return
-        self._bus.close()
+        thread.join(0.1)
 
 
 class Stop:
@@ -259,6 +277,8 @@ def _log_to_stderr() -> None:
     logs.name_tasks(handler)
     handler.addFilter(_name_request)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    # what it says of each connection is nothing that anybody wants to know
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _name_request(record: logging.LogRecord) -> bool:

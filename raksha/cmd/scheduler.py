@@ -55,7 +55,7 @@ def _work(database: Database, settings: SchedulerSettings) -> None:
     try:
         loop = Loop(database, settings, bus)
         if settings.metrics_port:
-            end_metrics = _serve_metrics(loop, settings)
+            end_metrics = serve_metrics(loop, settings)
         thread = threading.Thread(target=loop.run, name="scheduler")
         thread.start()
         while thread.is_alive() and signal.sigtimedwait(_STOP, 1.0) is None:
@@ -69,7 +69,7 @@ def _work(database: Database, settings: SchedulerSettings) -> None:
             bus.close()
 
 
-def _serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]:
+def serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]:
     """What ends it. Raises `SettingsWrong`."""
     try:
         return loop.metrics.serve(settings.metrics_address, settings.metrics_port)
