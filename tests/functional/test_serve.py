@@ -66,6 +66,24 @@ def test_from_the_first_start_to_a_restored_vm_and_on_after_the_second(
     assert served.stop()[0] == 0
 
 
+def test_incremental_for_ever(bed: Bed, served: Served, tmp_path: Path) -> None:
+    """Retention takes the full run that a job began with; what builds on it comes to stand alone, and so it goes on."""
+    guest = two_disks(bed)
+    served.start()
+    job = served.job(guest.uuid, quiesce="never", retention={"keep_last": 1})
+    served.available(job, served.queue(job, "full"))
+    for change in (0x51, 0x52, 0x53):
+        guest.write("vda", 2 * MIB, 64 * KIB, change)
+        truth = guest.frozen_model()
+        last = served.queue(job)
+        run = served.available(job, last)
+        assert (run["kind"], how(run)) == ("incremental", dict.fromkeys(DISKS, DELTA))
+        served.until(lambda: [each["id"] for each in served.runs(job)] == [last], "retention leaves the last one")  # noqa: B023
+        assert_holds(served.reader, last, tmp_path / "out", guest, truth)
+    assert served.reader.good("verify", "--data").json["findings"] == []
+    assert served.stop()[0] == 0
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("engine", ["overlay", "pull"])
 def test_the_unit_leaves_it_what_it_needs(bed: Bed, served: Served, tmp_path: Path, engine: str) -> None:

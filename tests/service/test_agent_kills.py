@@ -22,7 +22,7 @@ from tests.functional.agent_kit import PATIENCE, AgentProcess, Service, service_
 from tests.functional.local_kit import two_disks, write_noise
 from tests.functional.overlay_kit import KIB, MIB, Guest
 from tests.functional.pull_kit import bitmaps
-from tests.functional.test_agent import all_disks, how, layers, progress_of
+from tests.service.test_agent import all_disks, how, layers, progress_of
 
 pytestmark = pytest.mark.bed
 
