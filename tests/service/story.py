@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from raksha.db.columns import SECOND
 from raksha.states import RunState
 from tests.bed.deployment import Deployment
-from tests.bed.rest import Refused
+from tests.bed.rest import Refused, Rest
 from tests.service.guests import Guest
 from tests.service.watching import ENDED, Watcher
 
@@ -20,6 +21,8 @@ EVERY = 60
 KEEP = 3
 #: bytes a second, the least that there is: an increment of records streams for seconds
 _BANDWIDTH = 65536
+#: seconds between two requests of somebody who looks
+_PAUSE = 0.2
 _GROUP = ("gathering", "freezing", "snapshotting")
 
 
@@ -127,6 +130,42 @@ class Story:
     def fired(self, job: str, until: float) -> range:
         """Fire times of its schedule, epoch µs."""
         return range(self.anchors[job] * SECOND, round(until * SECOND), EVERY * SECOND)
+
+
+class Tenant:
+    """A thread that looks at everything that there is, over and over: an API may say "not now", and nothing worse."""
+
+    def __init__(self, rest: Rest) -> None:
+        self.rest = rest
+        self.failed: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tenant", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_PAUSE):
+            try:
+                self._look()
+            except (Refused, TimeoutError, AssertionError) as error:
+                self.failed.append(f"{type(error).__name__}: {error}")
+
+    def _look(self) -> None:
+        for noun in ("vms", "restores", "backupjobs"):
+            found = self.rest.all(f"/{noun}", noun)
+        for job in found:
+            for run in self.rest.all(f"/backupjobs/{job['id']}/backupjobruns", "backupjobruns"):
+                try:
+                    assert self.rest.get(f"/backupjobs/{job['id']}/backupjobruns/{run['id']}")["id"] == run["id"]
+                except Refused as refused:
+                    # retention was faster
+                    if refused.status != 404:
+                        raise
+                if self._stop.wait(_PAUSE):
+                    return
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(240)
 
 
 def wait(true: Callable[[], object], what: Callable[[], object], deployment: Deployment, seconds: float) -> None:
