@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bed import Bed
-from tests.functional.local_kit import Local
-from tests.functional.overlay_kit import settings
+from tests.functional.local_kit import Local, assert_holds, two_disks
+from tests.functional.overlay_kit import KIB, MIB, settings
 
 #: seconds for anything to come about
 PATIENCE = 90.0
@@ -169,3 +169,28 @@ def how(run: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """Kind and mode of every disk of a run of one VM."""
     (vm,) = run["vms"]
     return {disk["resource"]: (disk["kind"], disk["mode"]) for disk in vm["resources"]}
+
+
+def assert_survives(bed: Bed, served: Served, folder: Path, point: str) -> None:
+    """Killed at a crash point of an increment: the next start makes the same run whole, and goes on incrementally."""
+    guest = two_disks(bed)
+    served.start()
+    job = served.job(guest.uuid, quiesce="never")
+    served.available(job, served.queue(job, "full"))
+    served.stop()
+    guest.write("vda", 1 * MIB, 70 * KIB, 0x31)
+    truth = guest.frozen_model()
+    served.start(crash_at=point)
+    run = served.queue(job)
+    served.dead()
+    served.start()
+    served.available(job, run)
+    assert_holds(served.reader, run, folder / "out", guest, truth)
+    guest.write("vdb", 3 * MIB, 4 * KIB, 0x33)
+    later = guest.frozen_model()
+    last = served.queue(job)
+    assert how(served.available(job, last)) == dict.fromkeys(("vda", "vdb"), ("incremental", "delta"))
+    assert_holds(served.reader, last, folder / "out", guest, later)
+    assert len(served.runs(job)) == 3
+    assert served.reader.good("verify", "--data").json["findings"] == []
+    assert served.stop()[0] == 0
