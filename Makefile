@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional service crash-walk soak lint types imports api-documents bench quickstart clean
+.PHONY: help setup test unit contract functional service crash-walk soak lint types imports api-documents bench bench-service quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,10 @@ api-documents: ## write docs/openapi.json and etc/policy.yaml.sample anew
 bench: ## measure against qemu-img, borg and restic
 	scripts/setup --bench
 	.venv/bin/python -m benchmarks.run
+
+bench-service: ## measure the service, write docs/benchmarks-service.md (five minutes, a quiet machine)
+	scripts/setup --tests
+	.venv/bin/python -m benchmarks.service
 
 quickstart: ## back up and restore a real VM, and tell what happened
 	./quickstart

@@ -114,9 +114,9 @@ def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def _environment() -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "processor": f"{os.cpu_count()} × {_processor()}",
+        "processor": f"{os.cpu_count()} × {processor()}",
         "memory": f"{memory / 2**30:.0f} GiB",
-        "system": f"{_os_name()}, Linux {platform.release().split('-')[0]}",
+        "system": f"{os_name()}, Linux {platform.release().split('-')[0]}",
         "Python": platform.python_version(),
         "QEMU": _version("qemu-img", "--version"),
         "libvirt": _version("/usr/sbin/libvirtd", "--version"),
@@ -125,12 +125,12 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else platform.machine()
 
 
-def _os_name() -> str:
+def os_name() -> str:
     return platform.freedesktop_os_release()["PRETTY_NAME"]
 
 
