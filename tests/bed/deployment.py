@@ -2,7 +2,7 @@
 
 ::
 
-    host-a, host-b, host-c     a libvirtd, guests, a raksha-agent each, with a state directory of its own
+    host-a, host-b, …          a libvirtd, guests, a raksha-agent each, with a state directory of its own
     scheduler-1, scheduler-2   raksha-scheduler
     api-1, api-2               raksha-api
     database, bus, vault       MariaDB, RabbitMQ, Swift
@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -190,12 +191,18 @@ class Deployment:
     @property
     def processes(self) -> list[str]:
         """Everything that can be killed."""
-        return [*self.commands, "database", "bus", "swift-proxy", "swift-object"]
+        return [*self.commands, *self._libvirts(), "database", "bus", "swift-proxy", "swift-object"]
+
+    def _libvirts(self) -> dict[str, SessionHost]:
+        """Guests outlive them."""
+        return {f"libvirtd of {name}": host.libvirt for name, host in self.hosts.items()}
 
     def kill(self, name: str) -> None:
         self.down.add(name)
         if name in self.commands:
             self.commands[name].end(signal.SIGKILL)
+        elif name in self._libvirts():
+            self._libvirts()[name].kill()
         elif name == "database":
             self.mariadb.kill()
         elif name == "bus":
@@ -208,6 +215,8 @@ class Deployment:
         self.down.discard(name)
         if name in self.commands:
             self.commands[name].start()
+        elif name in self._libvirts():
+            self._libvirts()[name].start()
         elif name == "database":
             self.mariadb.start()
         elif name == "bus":
@@ -234,12 +243,14 @@ class Deployment:
     def vault_url(self) -> str:
         return f"swift://raksha-{PROJECT}"
 
-    def logs(self, pattern: str) -> list[str]:
-        """Lines with it, of all of Raksha's processes."""
-        return [
-            f"{name}: {text}" for name, command in self.commands.items()
-            for text in command.log.read_text(errors="replace").splitlines() if pattern in text
-        ]  # fmt: skip
+    def tracebacks(self) -> list[str]:
+        """The line before each one that Raksha has logged: something that nobody had thought of."""
+        found = []
+        for name, command in self.commands.items():
+            lines = command.log.read_text(errors="replace").splitlines()
+            found += [f"{name}: {before}" for before, line in pairwise(lines) if line.startswith("Traceback")
+                      and " raksha." in before]  # fmt: skip
+        return found
 
 
 _SWIFT = {"swift-proxy": "proxy", "swift-object": "object0"}
