@@ -51,6 +51,14 @@ def in_state(session: Session, states: Sequence[RestoreState], limit: int) -> li
     return list(session.scalars(statement.limit(limit)))
 
 
+def take(session: Session, id: str, seen: int) -> bool:
+    """Become the one who makes its tasks, who saw `seen` as its epoch. False: another does, or it is queued no more."""
+    mine = Restore.id == id, Restore.state == RestoreState.QUEUED, Restore.epoch == seen
+    done = rows.changed(session, update(Restore).where(*mine).values(epoch=seen + 1)) == 1
+    rows.reread(session, Restore)
+    return done
+
+
 def request_cancel(session: Session, id: str) -> None:
     """Somebody wants the end of a restore: a scheduler brings it about. Again is no harm.
 

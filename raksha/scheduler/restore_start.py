@@ -101,6 +101,8 @@ def _start(session: Session, restore: Restore, alive: Mapping[str, Service], set
     own = [Slot("vm", vm) for vm in placed] if restore.target["kind"] == "in_place" else []
     if own and slots.reserve(session, restore.id, own) is not None:  # a backup is at work on it
         return set()
+    if not restores.take(session, restore.id, restore.epoch):  # another scheduler is making its tasks just now
+        return set()
     backups.pin(session, PinHolder.RESTORE, restore.id, _read(session, found.id, restore.target["vms"]))
     for vm in restore.target["vms"]:
         order = RestoreOrder(

@@ -15,18 +15,21 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from raksha.db import restores, tasks
 from raksha.db.columns import SECOND
 from raksha.db.jobs import Member
 from raksha.db.models import BackupJob, BackupJobRun, Service
 from raksha.db.session import Database
 from raksha.db.transition import transition
+from raksha.scheduler import restore_start
 from raksha.scheduler.advance import advance
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
 from raksha.scheduler.tick import Ticked, tick
 from raksha.states import RunState, ServiceKind, TaskState
-from tests.bed.databases import empty, make_job, make_run, make_vault, opened
+from tests.bed.databases import empty, make_copy, make_job, make_run, make_vault, opened
 from tests.bed.scheduling import HOUR, SETTINGS, agent_with, held, job_due, runs_of, tasks_of
 
 JOBS = 200
@@ -53,6 +56,24 @@ def together(*steps: Callable[[], Any]) -> list[Any]:
         if isinstance(result, Exception):
             raise result
     return results
+
+
+def test_a_restore_that_schedulers_see_together_is_made_once(database: Database) -> None:
+    def asked(session: Session) -> list[str]:
+        agent_with(session, "host-a", ["vm-1"])
+        run = make_run(session, make_job(session))
+        make_copy(session, run, make_vault(session), resource="vda")
+        for state in (RunState.READY, RunState.RUNNING, RunState.COMMITTING, RunState.AVAILABLE):
+            transition(session, BackupJobRun, run.id, state)
+        vm = {"vm": "vm-1", "disks": [], "name": "again"}
+        target = {"kind": "domain", "host": None, "directory": None, "format": None, "start": False, "vms": [vm]}
+        return [restores.create(session, run, target=target).id for _ in range(10)]
+
+    ids = database.run(asked)
+    together(*[partial(restore_start.start, database, SETTINGS)] * 4)
+    with database.reading() as session:
+        made = {id: len(tasks.of_restore(session, id)) for id in ids}
+    assert made == dict.fromkeys(ids, 1)
 
 
 def make_due(database: Database) -> dict[str, int]:
