@@ -14,7 +14,7 @@ from raksha.states import RunState
 from tests.bed.deployment import Deployment
 from tests.bed.rest import Refused, Rest
 from tests.service.guests import Guest
-from tests.service.watching import ENDED, Watcher
+from tests.service.watching import ENDED, GONE, Watcher
 
 #: seconds between two runs of a schedule: the least that there is
 EVERY = 60
@@ -89,7 +89,7 @@ class Story:
         if phase == "restoring" and self.restore():
             return
         job = self.group_job if phase in _GROUP else self._dice.choice(list(self.jobs))
-        idle = not any(run["job"] == job and run["state"] not in ENDED for run in self._watcher.runs.values())
+        idle = not any(run["job"] == job and run["state"] not in (*ENDED, GONE) for run in self._watcher.runs.values())
         if idle:
             self.run(job)
 

@@ -20,6 +20,8 @@ PHASES = (
     "finishing", "retention", "collecting", "restoring",
 )  # fmt: skip
 ENDED = (RunState.AVAILABLE, RunState.CANCELLED, RunState.ERROR)
+#: of a run that retention has removed
+GONE = "gone"
 RESTORED = (RestoreState.DONE, RestoreState.CANCELLED, RestoreState.ERROR)
 _OF_RUN = {RunState.QUEUED: "queued", RunState.READY: "ready", RunState.COMMITTING: "committing",
            RunState.DELETING: "retention"}  # fmt: skip
@@ -47,6 +49,8 @@ class Watcher:
             return set(_phases(session))
 
     def _note(self, session: Session) -> None:
+        for seen in self.runs.values():
+            seen["state"] = GONE
         for run in session.scalars(select(BackupJobRun)):
             self.runs[run.id] = {
                 "job": run.backupjob_id, "state": run.state, "trigger": run.trigger, "scheduled_at": run.scheduled_at,
