@@ -2,7 +2,8 @@
 
     one moment of the database      T: tasks that are over, as is their run; the copies that are alive or pinned
     epochs/<n+1> is not there       else the database is older than its vault: nothing is touched
-    L                               what the maps of those copies name; one that is not there ends the collection
+    L                               what the maps of those copies name; one that is not there, of a copy that is alive
+                                    still, ends the collection
     segments                        those whose task is in T and that are not in L go
     objects of runs                 those of runs that failed or have no row go, and maps that no row names
 
@@ -28,7 +29,7 @@ from raksha.config_scheduler import SchedulerSettings
 from raksha.db import backups, rows, runs, vaults
 from raksha.db.backups import Ground
 from raksha.db.columns import SECOND
-from raksha.db.models import Vault
+from raksha.db.models import Vault, VmResourceBackup
 from raksha.db.session import Database
 from raksha.errors import DatabaseBehind, ObjectMissing, RakshaError, RowNotFound
 from raksha.scheduler import consolidating
@@ -50,6 +51,8 @@ _PARALLEL = 8
 #: seconds that a listing may lag, generously
 _LAG = 7 * 86400.0
 _FAILED = (RunState.ERROR, RunState.CANCELLED)
+#: copy and digest
+_Map = tuple[str, str]
 _POINTS = (RunState.AVAILABLE, RunState.DEGRADED)
 
 
@@ -110,8 +113,7 @@ class _Collection:
         # a private temporary file: the set may be larger than memory should be
         with closing(sqlite3.connect("")) as alive:
             alive.execute("CREATE TABLE alive (name TEXT PRIMARY KEY) WITHOUT ROWID")
-            for copy_names in self._alive():
-                alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", ((name,) for name in copy_names))
+            self._note_alive(alive)
             left: set[str] = set()
             segments = self._delete(self._dead_segments(alive, left))
         objects = self._delete(self._dead_objects())
@@ -138,18 +140,40 @@ class _Collection:
                 except RakshaError as error:
                     _log.warning("copy %s: %s", copy.id, error, extra={"action": "collect"})
 
-    def _alive(self) -> Iterator[Iterator[str]]:
-        """Names of segments and tables, map by map. Raises `Damaged`."""
-        for copy in self._ground.alive:
-            key = consolidating.key_of(copy)
-            if copy.map_digest is None:
-                raise ObjectMissing(name=f"the map of {copy.id}")
-            yield self._catalog.map_of(key, copy.map_digest).object_names()
-            if copy.other_map_digest is not None:
-                try:
-                    yield self._catalog.map_of(key, copy.other_map_digest).object_names()
-                except ObjectMissing:  # it is gone already, nobody reads it
-                    continue
+    def _note_alive(self, alive: sqlite3.Connection) -> None:
+        """Names of segments and tables, map by map. Raises `Damaged`.
+
+        A map that is gone may be that of a copy which was deleted, or consolidated, since that moment; others that were
+        made meanwhile may need what it named. So the copies that are alive by now are read as well, until all are.
+        """
+        copies, read, gone = self._ground.alive, set[_Map](), set[_Map]()
+        while True:
+            missing = set[_Map]()
+            for copy in copies:
+                if copy.map_digest is None:
+                    raise ObjectMissing(name=f"the map of {copy.id}")
+                for digest in {copy.map_digest, copy.other_map_digest} - {None}:
+                    one = copy.id, str(digest)
+                    if one in read or self._note(alive, copy, str(digest)):
+                        read.add(one)
+                    elif digest == copy.map_digest:  # nobody reads the other one
+                        missing.add(one)
+            if lost := missing & gone:  # and their copies are alive still
+                raise ObjectMissing(name=f"the map {min(lost)[1]} of copy {min(lost)[0]}")
+            if not missing:
+                return
+            gone |= missing
+            with self._database.reading() as session:
+                copies = backups.ground(session, self._vault.id).alive
+
+    def _note(self, alive: sqlite3.Connection, copy: VmResourceBackup, digest: str) -> bool:
+        """False: the map is gone."""
+        try:
+            found = self._catalog.map_of(consolidating.key_of(copy), digest).object_names()
+            alive.executemany("INSERT OR IGNORE INTO alive VALUES (?)", ((name,) for name in found))
+        except ObjectMissing:
+            return False
+        return True
 
     # -- what is not --------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
@@ -15,6 +16,7 @@ from raksha.errors import StillNeeded
 from raksha.scheduler import committing, consolidating, deleting, retaining
 from raksha.scheduler.places import writing
 from raksha.states import BackupKind, BackupState, PinHolder, RunState, TaskState
+from raksha.vault.catalog import Catalog
 from tests.bed.pretend import PretendAgent
 from tests.bed.scheduling import runs_of
 from tests.unit.scheduler.service import Killed, Points, Service
@@ -243,6 +245,29 @@ def test_a_map_that_is_lost_ends_the_collection_before_anything_goes(service: Se
     before = service.files()
     assert service.collect() is None
     assert service.files() == before
+
+
+def test_what_is_deleted_and_made_while_it_collects_does_no_harm(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, job, made = chain_of(service, 3)
+    map_of = Catalog.map_of
+
+    def meanwhile(catalog: Catalog, *given: Any) -> Any:
+        monkeypatch.setattr(Catalog, "map_of", map_of)
+        agent.write("web", 1, seed=70)
+        made.append(service.backup(job))
+        for old in made[:2]:
+            service.delete(old)
+            service.go_on_deleting()
+        return map_of(catalog, *given)
+
+    monkeypatch.setattr(Catalog, "map_of", meanwhile)
+    done = service.collect()
+    assert done is not None
+    service.check(job, *made[2:])
+    service.collect()
+    service.check(job, *made[2:])
 
 
 def test_a_database_older_than_its_vault_collects_nothing(service: Service) -> None:
