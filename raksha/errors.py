@@ -260,6 +260,8 @@ class HypervisorUnavailable(RakshaError):
 class LibvirtFailed(RakshaError):
     code = "libvirt_failed"
     message = "libvirt could not {action} for VM {vm}: {detail}."
+    #: libvirtd was restarted, QEMU ended, something else was at work
+    retryable = True
 
 
 class VmNotFound(NotFound):
@@ -345,6 +347,7 @@ class QuiesceFailed(Refused):
 class CaptureFailed(RakshaError):
     code = "capture_failed"
     message = "VM {vm} could not be captured: {detail}."
+    retryable = True
 
 
 class CommitFailed(RakshaError):
