@@ -28,6 +28,8 @@ from tests.service.guests import Guest
 from tests.service.story import Story
 from tests.service.watching import ENDED, Watcher
 
+#: errors of an agent whose libvirtd was killed
+_AWAY = {"hypervisor_unavailable", "libvirt_failed"}
 #: a kill may end a run so, and another is made in its place
 _RESTING = (BackupState.AVAILABLE, BackupState.ERROR)
 
@@ -112,8 +114,10 @@ def check_database(deployment: Deployment, points: int) -> None:
         needed = session.scalar(select(func.count()).select_from(BackupJobRun).where(
             BackupJobRun.state == RunState.AVAILABLE))  # fmt: skip
         assert needed == points
+        # where libvirtd was away, the next run does what was to be done
         failed = session.scalars(select(Task).where(Task.kind == TaskKind.FINISH, Task.state != TaskState.DONE)).all()
-        assert not failed, [(task.state, task.error) for task in failed]
+        codes = {(task.error or {}).get("code") for task in failed}
+        assert codes <= _AWAY, [(task.state, task.error) for task in failed]
         groups = session.scalars(select(Barrier.state).distinct()).all()
         assert {str(state) for state in groups} <= {"done", "failed"}, groups
 
