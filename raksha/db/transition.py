@@ -53,11 +53,14 @@ def transition(
     if new_epoch:
         values["epoch"] = table.epoch + 1
     session.flush()
-    if _swap(session, noun, conditions, to, values) != 1:
-        raise _why_not(session, table, id, to, allowed, epoch, where)
+    moved = _swap(session, noun, conditions, to, values) == 1
+    problem = None if moved else _why_not(session, table, id, to, allowed, epoch, where)
     loaded = session.identity_map.get(identity_key(noun, id))
-    if loaded is not None:
+    # also where another was faster: whoever looks why, must see what that one left
+    if loaded is not None and not isinstance(problem, RowNotFound):
         session.refresh(loaded)
+    if problem is not None:
+        raise problem
 
 
 def transition_all(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 
 from sqlalchemy import func, select, text, update
@@ -81,6 +82,20 @@ def test_a_task_whose_lease_is_over_is_claimed_again_once(database: Database) ->
         assert isinstance(results[2], StillNeeded | EpochStale)
     else:
         assert (claimed, results[2]) == ([], None)
+
+
+def test_an_end_that_is_said_to_two_schedulers_at_once_is_taken_once_and_refused_by_none(database: Database) -> None:
+    agent = database.run(lambda s: make_agent(s).id)
+    for _ in range(5):
+        task = database.run(lambda s: make_task(s, host="host-a").id)
+        (claimed,) = database.run(partial(_claim, agent))
+
+        def end(session: Session, task: str = task, epoch: int = claimed.epoch) -> bool:
+            before = tasks.get(session, task)
+            time.sleep(0.1)  # both have read by now, where two can write at once
+            return tasks.finish(session, before.id, epoch, TaskState.DONE)
+
+        assert sorted(race(database, end, end)) == [False, True]
 
 
 def test_a_fire_time_makes_one_run(database: Database) -> None:
