@@ -123,4 +123,4 @@ def check_all(deployment: Deployment, story: Story, watcher: Watcher, folder: Pa
     for name in deployment.commands:
         assert deployment.stop(name) == 0, name
     settled.check_guests(guests, folder)
-    print(f"{points} restore points and {restores} restores are right", flush=True)
+    print(f"{points} restore points and {restores} of {len(story.restores)} restores are right", flush=True)
