@@ -73,8 +73,8 @@ def check_fire_times(deployment: Deployment, story: Story, watcher: Watcher, pau
 
 
 def check_restores(deployment: Deployment, story: Story, taken: dict[tuple[str, str], tuple[float, bool]]) -> int:
-    """All restores that were asked for have ended, and each holds what its restore point holds; or its libvirtd died, which
-    it says, and nothing of it is left. How many hold it."""
+    """All restores that were asked for have ended, and each holds what its restore point holds; or its libvirtd died,
+    which it says, and nothing of it is left. How many hold it."""
     with deployment.database.reading() as session:
         rows = {row.id: row for row in session.scalars(select(Restore))}
         results = {task.restore_id: task.result for task in
