@@ -6,6 +6,7 @@ known to the byte. A point taken while they went on must be one of those moments
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import subprocess
@@ -264,9 +265,24 @@ class World:
 
 
 def leftover_sockets(pids: set[int]) -> list[Path]:
-    """Directories of servers of these commands, which have all ended."""
+    """Directories of servers of these commands, which have all ended: what is locked belongs to somebody else's process
+    that got the same number since."""
     found = [*Path("/run").glob("raksha-nbd-*"), *Path("/tmp").glob("raksha-nbd-*")]
-    return [path for path in found if int(path.name.split("-")[2]) in pids]
+    return [path for path in found if int(path.name.split("-")[2]) in pids and not is_locked(path)]
+
+
+def is_locked(directory: Path) -> bool:
+    try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return True  # gone just now, so it was somebody's
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(held)
+    return False
 
 
 @contextmanager
