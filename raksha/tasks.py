@@ -29,6 +29,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from raksha.errors import BusUnavailable, CommitUnknown, DatabaseBusy, DatabaseUnavailable
 from raksha.rpc import Nothing, Verb
 from raksha.states import BarrierState, MemberState, Quiesce, Reason, ServiceState, TaskKind, TaskState
 from raksha.types import ResourceKey
@@ -364,6 +365,9 @@ class Thawed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     epoch: int
     at: int
 
+
+#: a scheduler could not answer, or not say whether it had done what was asked: it is to be said again
+NOT_NOW = (BusUnavailable, DatabaseUnavailable, DatabaseBusy, CommitUnknown)
 
 REGISTER = Verb("register", Register, Registered)
 HEARTBEAT = Verb("heartbeat", Heartbeat, Wanted)

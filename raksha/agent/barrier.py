@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from raksha.agent.clock import DatabaseClock
 from raksha.agent.host import Host
 from raksha.agent.work import Work
-from raksha.errors import BusUnavailable, EpochStale, GroupFailed, Interrupted, RakshaError, StateConflict
+from raksha.errors import EpochStale, GroupFailed, Interrupted, RakshaError, StateConflict
 from raksha.rpc import Question, Verb
 from raksha.states import BarrierState, MemberState
-from raksha.tasks import ENTER, LOOK, THAWED, BackupOrder, Enter, Look, Seen, Thawed
+from raksha.tasks import ENTER, LOOK, NOT_NOW, THAWED, BackupOrder, Enter, Look, Seen, Thawed
 from raksha.virt.capture import Capture, Prepared
 
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Member:
             before = time.monotonic()
             try:
                 seen = self._host.schedulers.call(verb, question, self._patience())
-            except BusUnavailable:
+            except NOT_NOW:
                 self._pause()
                 continue
             except (EpochStale, StateConflict) as error:

@@ -24,10 +24,10 @@ from raksha.agent import restore as local
 from raksha.agent.host import Host
 from raksha.agent.in_place import InPlace
 from raksha.agent.work import Work
-from raksha.errors import BadArgument, BusUnavailable, Interrupted, RunNotFound, TargetUnusable, VmNotFound
+from raksha.errors import BadArgument, Interrupted, RunNotFound, TargetUnusable, VmNotFound
 from raksha.restore.disk import DiskResult
 from raksha.states import Format
-from raksha.tasks import REPORT, Restored, RestoreOrder
+from raksha.tasks import NOT_NOW, REPORT, Restored, RestoreOrder
 from raksha.vault.catalog import Catalog
 from raksha.virt.libvirt.connection import Connection
 from raksha.virt.libvirt.domain_xml import parse_domain
@@ -148,7 +148,7 @@ class RestoreTask:
             self._work.check()
             try:
                 self._host.schedulers.call(REPORT, self._work.report())
-            except BusUnavailable:
+            except NOT_NOW:
                 if self._work.over.wait(_PAUSE):
                     raise Interrupted() from None
             else:
