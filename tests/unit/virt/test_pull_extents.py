@@ -29,9 +29,16 @@ class Handle:
     def can_meta_context(self, context: str) -> bool:
         return context == self._context and bool(self._answers)
 
-    def block_status(self, length: int, offset: int, note: Any) -> None:
+    def aio_block_status(self, length: int, offset: int, note: Any) -> int:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         note(self._context, offset, answer, None)
+        return 1
+
+    def aio_in_flight(self) -> int:
+        return 0
+
+    def aio_command_completed(self, cookie: int) -> bool:
+        return True
 
     def shutdown(self) -> None:
         pass
@@ -90,9 +97,10 @@ def test_what_has_not_changed_is_not_asked_about() -> None:
         dirty += [start - before, 0, end - start, 1]
 
     class Watched(Handle):
-        def block_status(self, length: int, offset: int, note: Any) -> None:
+        def aio_block_status(self, length: int, offset: int, note: Any) -> int:
             asked.append((offset, offset + length))
             note(self._context, offset, [length, 0], None)
+            return 1
 
     class Disk(Frozen):
         size = 64 << 20
