@@ -6,6 +6,8 @@ from enum import IntEnum
 
 from msgspec import Struct
 
+Buffer = bytes | bytearray | memoryview
+
 #: bytes; the default cluster of a map (a field of the map, never assumed from here when reading)
 CLUSTER_SIZE = 65536
 #: the default number of clusters in one segment: 4 MiB of plain data

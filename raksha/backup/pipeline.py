@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,11 +30,11 @@ from raksha.backup.plan import ClusterRun, ClusterRuns, aligned, gathered, with_
 from raksha.errors import Interrupted, ObjectMissing
 from raksha.progress import Progress
 from raksha.states import ReadMode, Reason
-from raksha.types import ExtentKind, Geometry
+from raksha.types import Buffer, ExtentKind, Geometry
 from raksha.vault.chain import Chain, ChainPage
 from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.map import DATA, MapBuilder
-from raksha.vault.segment import HASH_BYTES, Buffer, ClusterHasher, Codec, SegmentRow, segment_digest
+from raksha.vault.segment import HASH_BYTES, ClusterHasher, Codec, SegmentRow, segment_digest
 from raksha.vault.store import Store
 from raksha.virt.capture import CaptureReader, DiskCapture
 
@@ -248,23 +248,38 @@ class DiskPipeline:
         size, end = self._geometry.cluster_size, self._geometry.size
         data = [run for run in piece.runs if run.kind is ExtentKind.DATA]
         wanted = [(run.first * size, min(run.count * size, end - run.first * size)) for run in data]
-        blocks = iter(self._reader().pread_all(wanted) if wanted else ())
+        block, at = self._filled(wanted), 0
         cells: list[Cell] = []
         for run in piece.runs:
             if run.kind is ExtentKind.ZERO:
                 cells += _zeroes(run, piece.expected)
             else:
-                cells += self._data(run, next(blocks), piece.expected)
+                cells += self._data(run, block, at, piece.expected)
+                at += run.count * size
         return cells
 
-    def _data(self, run: ClusterRun, block: bytes | bytearray, expected: Expected | None) -> Iterator[Cell]:
+    def _filled(self, wanted: Sequence[tuple[int, int]]) -> bytearray:
+        """These stretches, one behind the other; the last cluster of a disk padded with zeroes.
+
+        Each thread reads into the same memory again and again: new memory costs more than to read into it.
+        """
+        length = sum(each for _, each in wanted)
+        room = -(-length // self._geometry.cluster_size) * self._geometry.cluster_size
+        buffer: bytearray = getattr(self._local, "buffer", bytearray())
+        if len(buffer) < room:
+            buffer = self._local.buffer = bytearray(room)
+        if wanted:
+            self._reader().pread_into(buffer, wanted)
+            buffer[length:room] = bytes(room - length)
+        return buffer
+
+    def _data(self, run: ClusterRun, block: bytearray, start: int, expected: Expected | None) -> Iterator[Cell]:
+        """Of what lies in `block` from `start` on."""
         size, hasher = self._geometry.cluster_size, self._to.hasher
-        if len(block) < run.count * size:
-            block = block.ljust(run.count * size, b"\0")
-        # a view keeps the whole block in memory: right where all of it is stored at once
+        # a view does where all of it is stored before the next is read
         keep = memoryview if expected is None else bytes
         view = memoryview(block)
-        for cluster, at in enumerate(range(0, run.count * size, size), run.first):
+        for cluster, at in enumerate(range(start, start + run.count * size, size), run.first):
             # not by comparing views, which takes some fifty times as long
             if block.startswith(self._zero, at):
                 if self._must_say_zero(cluster, expected):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from raksha.errors import Interrupted
+from raksha.types import Buffer
 from raksha.vault.store import ObjectInfo, Part, Store
 
 #: seconds that may be caught up with
@@ -51,7 +52,7 @@ class ThrottledStore:
     def prepare(self) -> None:
         self._store.prepare()
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         self._bucket.take(len(data))
         self._store.put(name, data, create_only=create_only)
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from raksha import crash
+from raksha.types import Buffer
 from raksha.vault import names
 from raksha.vault.store import SEGMENTS, ObjectInfo, Part, Store, split_name
 
@@ -44,7 +45,7 @@ class CrashStore:
         with crash.around("vault.prepare"):
             self._store.prepare()
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         with _around("put", name):
             self._store.put(name, data, create_only=create_only)
 

@@ -20,7 +20,8 @@ from itertools import chain, compress, count, repeat
 from operator import lt
 from typing import NamedTuple
 
-from raksha.vault.segment import HASH_BYTES, Buffer
+from raksha.types import Buffer
+from raksha.vault.segment import HASH_BYTES
 
 #: nothing is stored of this cluster: it is as in the parent; in a full it reads as zeroes
 ABSENT = 0

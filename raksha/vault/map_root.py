@@ -19,9 +19,9 @@ import blake3
 from msgspec import Struct, field
 
 from raksha.errors import ObjectCorrupt, VaultNewer
-from raksha.types import Geometry
+from raksha.types import Buffer, Geometry
 from raksha.vault.map_page import from_little_endian, little_endian
-from raksha.vault.segment import CLAIM, DIGEST_BYTES, Buffer, object_name
+from raksha.vault.segment import CLAIM, DIGEST_BYTES, object_name
 from raksha.vault.store import Part
 
 MAGIC = b"RAKSHAMP"

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from raksha.errors import ObjectCorrupt
-from raksha.types import Geometry
+from raksha.types import Buffer, Geometry
 from raksha.vault.map_page import from_little_endian, little_endian
 from raksha.vault.map_root import SEGMENT_LIMIT, TABLE_LIMIT
-from raksha.vault.segment import CLAIM, DIGEST_BYTES, Buffer, SegmentRow, frame_limit, padded
+from raksha.vault.segment import CLAIM, DIGEST_BYTES, SegmentRow, frame_limit, padded
 
 #: rows in one page
 PAGE_ROWS = 256

@@ -29,7 +29,7 @@ import blake3
 import zstandard
 from msgspec import Struct
 
-from raksha.types import Geometry
+from raksha.types import Buffer, Geometry
 from raksha.vault.map_page import DATA, ZERO, MapPage
 from raksha.vault.map_reader import FileSource, MapReader
 from raksha.vault.map_root import (
@@ -44,7 +44,7 @@ from raksha.vault.map_root import (
     section_digest,
 )
 from raksha.vault.map_segments import PAGE_ROWS, SegmentTable
-from raksha.vault.segment import CLAIM, HASH_BYTES, Buffer, SegmentRow
+from raksha.vault.segment import CLAIM, HASH_BYTES, SegmentRow
 from raksha.vault.store import Part
 
 

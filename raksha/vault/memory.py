@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from raksha.errors import ObjectCorrupt, ObjectExists, ObjectMissing, ObjectTruncated, VaultNotFound
+from raksha.types import Buffer
 from raksha.vault import partlist
 from raksha.vault.store import CONTAINERS, ObjectInfo, Part, check_range, split_name
 
@@ -28,7 +29,7 @@ class MemoryStore:
         with self._lock:
             self._prepared = True
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         self._set(name, bytes(data), create_only)
 
     def put_file(self, name: str, source: BinaryIO, size: int) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, TypeVar
 
 from raksha.errors import Interrupted, ObjectExists, ObjectMissing, RakshaError
+from raksha.types import Buffer
 from raksha.vault.store import ObjectInfo, Part, Store
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class RetryStore:
     def prepare(self) -> None:
         self._repeat(self._store.prepare)
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         if create_only:
             self._repeat(_CreateOnce(self._store, name, data))
         else:
@@ -134,7 +135,7 @@ class RetryStore:
 class _CreateOnce:
     """A create-only put whose earlier attempt may have succeeded without our hearing of it."""
 
-    def __init__(self, store: Store, name: str, data: bytes) -> None:
+    def __init__(self, store: Store, name: str, data: Buffer) -> None:
         self._store = store
         self._name = name
         self._data = data

@@ -23,6 +23,7 @@ from typing import BinaryIO, Protocol
 from msgspec import Struct
 
 from raksha.errors import BadName
+from raksha.types import Buffer
 
 #: container of everything a person would look for
 BACKUPS = "backupjobs"
@@ -63,8 +64,11 @@ class Store(Protocol):
     def prepare(self) -> None:
         """Make the containers if they are missing. Idempotent. Only a writer calls it."""
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
-        """Store a small object. Raises `ObjectExists` when `create_only` finds one."""
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
+        """Store a small object. Raises `ObjectExists` when `create_only` finds one.
+
+        The bytes are the caller's again when this returns: a store that keeps them makes a copy.
+        """
 
     def put_file(self, name: str, source: BinaryIO, size: int) -> None:
         """Store `size` bytes from the position of a seekable file, without holding them in memory."""

@@ -23,6 +23,7 @@ from swiftclient import client
 from swiftclient.client import ClientException
 
 from raksha.errors import BadName, ObjectCorrupt, ObjectMissing, ObjectTruncated, VaultUnavailable
+from raksha.types import Buffer
 from raksha.vault import partlist
 from raksha.vault.credentials import Credentials
 from raksha.vault.store import CONTAINERS, ObjectInfo, Part, check_range, split_name
@@ -63,7 +64,7 @@ class SwiftStore:
         for container in CONTAINERS:
             self._make_container(self._prefix + container)
 
-    def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
         headers = {"If-None-Match": "*"} if create_only else {}
         self._upload(name, io.BytesIO(data), len(data), _md5(data), headers)
 
@@ -319,7 +320,7 @@ def _is_manifest(headers: Mapping[str, str]) -> bool:
     return headers.get("x-static-large-object", "").lower() == "true"
 
 
-def _md5(data: bytes) -> str:
+def _md5(data: Buffer) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

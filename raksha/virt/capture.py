@@ -107,8 +107,11 @@ class DiskReader(Protocol):
 class CaptureReader(DiskReader, Protocol):
     """One that takes many questions at once."""
 
-    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> Sequence[bytes | bytearray]:
-        """What lies at each offset and length, in their order. Raises `DiskReadFailed`."""
+    def pread_into(self, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
+        """What lies at each offset and length, one behind the other from the buffer's start. Raises `DiskReadFailed`.
+
+        The buffer is at least as long as all of them.
+        """
 
 
 class DiskCapture(Protocol):

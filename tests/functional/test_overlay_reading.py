@@ -170,7 +170,7 @@ def test_damaged_layer(tmp_path: Path) -> None:
                 reader.pread(at, 65536)
         assert caught.value.fields["disk"] == "vda" and caught.value.fields["offset"] % 65536 == 0
         with pytest.raises(DiskReadFailed) as together:
-            reader.pread_all([(at, 65536) for at in range(0, MIB, 65536)])
+            reader.pread_into(bytearray(MIB), [(at, 65536) for at in range(0, MIB, 65536)])
         assert together.value.fields["offset"] == caught.value.fields["offset"]
         reader.close()
     finally:
@@ -184,7 +184,7 @@ def test_server_dies(tmp_path: Path) -> None:
     with pytest.raises(DiskReadFailed, match="offset 4096"):
         reader.pread(4096, 512)
     with pytest.raises(DiskReadFailed, match="offset 4096"):
-        reader.pread_all([(4096, 512), (8192, 512)])
+        reader.pread_into(bytearray(1024), [(4096, 512), (8192, 512)])
     reader.close()
     with pytest.raises(CaptureFailed):
         list(extents(server, None))

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -31,8 +31,6 @@ DIRTY = "qemu:dirty-bitmap:"
 
 #: bytes; NBD servers take no larger read
 _READ_STEP = 32 * 1024**2
-#: reads from which on they are asked for together: 64 of 64 KiB take half the time then
-_WORTH = 2
 #: seconds a server may take to open its chain
 _START = 30.0
 #: qemu-nbd takes and frees a buffer for each read. By default, glibc gives such memory back to the kernel each time,
@@ -229,24 +227,21 @@ class Reader:
         if self._handle is None:
             raise ValueError("reader is closed")
         try:
-            if length <= _READ_STEP:
-                data: bytearray = self._handle.pread(length, offset)
-                return data
-            steps = range(offset, offset + length, _READ_STEP)
-            return b"".join(self._handle.pread(min(_READ_STEP, offset + length - at), at) for at in steps)
+            return b"".join(self._handle.pread(step, at) for at, step in _steps([(offset, length)]))
         except nbd.Error as error:
             raise read_failed(self._source, offset, error) from error
 
-    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> Sequence[bytes | bytearray]:
-        if self._handle is None or len(stretches) < _WORTH or any(length > _READ_STEP for _, length in stretches):
-            return [self.pread(offset, length) for offset, length in stretches]
-        blocks = [bytearray(length) for _, length in stretches]
+    def pread_into(self, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
+        if self._handle is None:
+            raise ValueError("reader is closed")
+        view = memoryview(buffer)
+        asked, place = [], 0
         try:
             # all are under way before the first is waited for; the handle keeps what it is to fill
-            asked = [
-                self._handle.aio_pread(nbd.Buffer.from_buffer(block), at)
-                for block, (at, _) in zip(blocks, stretches, strict=True)
-            ]
+            for offset, length in _steps(stretches):
+                part = nbd.Buffer.from_buffer(view[place : place + length])
+                asked.append(self._handle.aio_pread(part, offset))
+                place += length
             while self._handle.aio_in_flight():
                 self._handle.poll(-1)
             for cookie in asked:
@@ -258,13 +253,22 @@ class Reader:
                 self._handle = self._source.connect()
             except CaptureFailed:
                 raise read_failed(self._source, stretches[0][0], error) from error
-            return [self.pread(offset, length) for offset, length in stretches]
-        return blocks
+            place = 0
+            for offset, length in _steps(stretches):
+                view[place : place + length] = self.pread(offset, length)
+                place += length
 
     def close(self) -> None:
         if self._handle is not None:
             hang_up(self._handle)
             self._handle = None
+
+
+def _steps(stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same, in reads that a server takes."""
+    for offset, length in stretches:
+        for at in range(offset, offset + length, _READ_STEP):
+            yield at, min(_READ_STEP, offset + length - at)
 
 
 def hang_up(handle: nbd.NBD) -> None:

@@ -22,10 +22,19 @@ from raksha.vault.dedupe import DedupeIndex
 from raksha.vault.memory import MemoryStore
 from raksha.vault.metadata import FORMAT, BackupMetadata, ResourceSummary, RunDocument, VMMetadata, VmSummary, Writer
 from raksha.vault.store import Store
-from raksha.virt.capture import BaseImage, Machine
+from raksha.virt.capture import BaseImage, DiskReader, Machine
 
 ME = Writer(kind="host", id="1b671a64-40d5-491e-99b0-da01ff1f3341", name="test")
 JOB, VM = "job", "vm"
+
+
+def read_into(reader: DiskReader, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
+    """What `CaptureReader.pread_into` promises; what was in the buffer behind it is spoilt."""
+    buffer[:] = bytes([0xA5]) * len(buffer)
+    at = 0
+    for offset, length in stretches:
+        buffer[at : at + length] = reader.pread(offset, length)
+        at += length
 
 
 @dataclass
@@ -41,8 +50,8 @@ class MemoryReader:
             raise error
         return self.disk.data[offset : offset + length]
 
-    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self.pread(offset, length) for offset, length in stretches]
+    def pread_into(self, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
+        read_into(self, buffer, stretches)
 
     def close(self) -> None:
         self.closed = True

@@ -25,7 +25,7 @@ from raksha.vault.chain import Chain
 from raksha.vault.dedupe import DedupeIndex
 from raksha.virt.capture import BaseImage
 from tests.bed.memory import peak_mib
-from tests.unit.backup.disks import JOB, VM, Bench, MemoryCapture
+from tests.unit.backup.disks import JOB, VM, Bench, MemoryCapture, read_into
 
 TIB = 1 << 40
 #: plain bytes of a segment
@@ -65,8 +65,8 @@ class Terabyte:
             return self._common
         return number.to_bytes(8, "big") + self._common[8:]
 
-    def pread_all(self, stretches: Sequence[tuple[int, int]]) -> list[bytes]:
-        return [self.pread(offset, length) for offset, length in stretches]
+    def pread_into(self, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
+        read_into(self, buffer, stretches)
 
     def close(self) -> None: ...
 
