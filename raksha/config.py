@@ -42,7 +42,7 @@ class Settings(Struct, frozen=True):
     #: where QEMU puts scratch files and sockets of the engine `pull` during a backup; None: `state_dir/scratch`
     scratch_dir: Path | None = None
     #: threads that read, hash, compress and send
-    workers: int = 4
+    workers: int = 8
     #: seconds a guest may stay frozen; then it is thawed whatever happened
     freeze_deadline: float = 10.0
     #: seconds to wait for an answer of the guest agent

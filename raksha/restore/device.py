@@ -19,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+from raksha import direct
 from raksha.errors import TargetUnusable
 from raksha.restore.context import Context
-from raksha.restore.files import write_at, writing
+from raksha.restore.files import write_at, write_directly, writing
 from raksha.restore.plan import zero_runs
 from raksha.restore.source import Pages
 from raksha.restore.targets import cut
@@ -49,7 +50,7 @@ class BlockDevice:
         self.path = path
         self.spoiled = False
         self._geometry = Geometry(0)
-        self._fd = -1
+        self._fd = self._direct = -1
         self._size = 0
 
     def claim(self) -> None:
@@ -59,6 +60,7 @@ class BlockDevice:
             self._fd = os.open(self.path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
             fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, *_QEMU_LOCKS, 0))
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
+            self._direct = direct.reopened(self._fd)
         except OSError as error:
             busy = error.errno in (errno.EBUSY, errno.EAGAIN)
             detail = "it is in use (mounted, part of another device, or open in QEMU)" if busy else error.strerror
@@ -89,7 +91,9 @@ class BlockDevice:
         self.spoiled = True
         size = self._geometry.cluster_size
         with writing(self.path):
-            write_at(self._fd, cut(data, cluster, size, self._size), cluster * size)
+            some = cut(data, cluster, size, self._size)
+            if not write_directly(self._direct, some, cluster * size):
+                write_at(self._fd, some, cluster * size)
 
     def finish(self) -> None:
         with writing(self.path):
@@ -102,9 +106,10 @@ class BlockDevice:
 
     def discard(self) -> None:
         """Let the device go, as it is."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._direct):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._direct = -1
 
 
 def _zero(fd: int, start: int, length: int) -> None:

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from raksha import crash
+from raksha import crash, direct
 from raksha.errors import NoSpaceForRestore, TargetExists, TargetFailed, TargetUnusable
 from raksha.restore import leftovers
 
@@ -44,10 +44,11 @@ class PartFile:
         try:
             with crash.around("restore.create"):
                 self.fd = os.open(self.part, flags, 0o600)
+            self._direct = direct.reopened(self.fd)
         except OSError as error:
             raise TargetUnusable(target=self.path, detail=_reason(error, self.path)) from error
         if not leftovers.own(self.fd):
-            os.close(self.fd)
+            self._close()
             self._create()
 
     def publish(self) -> None:
@@ -82,9 +83,10 @@ class PartFile:
     def write(self, data: Sequence[bytes | memoryview], offset: int) -> None:
         """From any thread. Raises `TargetFailed`."""
         with writing(self.path):
-            write_at(self.fd, data, offset)
-            # Linux starts to write back what is dirty in the range, so that little is left for the sync at the end
-            os.posix_fadvise(self.fd, offset, sum(map(len, data)), os.POSIX_FADV_DONTNEED)
+            if not write_directly(self._direct, data, offset):
+                write_at(self.fd, data, offset)
+                # Linux starts to write back what is dirty there, so that little is left for the sync at the end
+                os.posix_fadvise(self.fd, offset, sum(map(len, data)), os.POSIX_FADV_DONTNEED)
 
     def discard(self) -> None:
         """Remove it, whatever name it has by now. May be called twice."""
@@ -94,7 +96,12 @@ class PartFile:
     def close(self) -> None:
         if self._open:
             self._open = False
-            os.close(self.fd)
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self.fd)
+        if self._direct >= 0:
+            os.close(self._direct)
 
 
 def rename_new(source: Path, target: Path) -> None:
@@ -134,6 +141,17 @@ def writing(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TargetFailed(target=target, detail=error.strerror or str(error)) from error
+
+
+def write_directly(fd: int, data: Sequence[bytes | memoryview], offset: int) -> bool:
+    """Write whole blocks past the page cache; whether all of it was (if not, it is to be written again).
+
+    `fd` comes from `direct.reopened`.
+    """
+    length = sum(map(len, data))
+    if fd < 0 or length < direct.WORTH or (offset | length) % direct.BLOCK:
+        return False
+    return direct.write_blocks(fd, direct.gathered(data), offset) == length
 
 
 def write_at(fd: int, data: Sequence[bytes | memoryview], offset: int) -> None:

@@ -12,7 +12,6 @@ Not promised: secrecy. The keyed hashes do not tell what a cluster holds to some
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 import threading
@@ -23,6 +22,7 @@ import blake3
 import zstandard
 from msgspec import Struct
 
+from raksha.direct import Pages
 from raksha.errors import ObjectCorrupt
 from raksha.types import Buffer
 from raksha.vault.store import SEGMENTS
@@ -37,9 +37,6 @@ KEY_BYTES = 32
 ALIGN = 512
 #: the largest window a frame may ask for: the largest cluster (2 MiB), and the largest page of a map (6 MiB)
 MAX_WINDOW = 1 << 23
-
-#: bytes by which the memory for a body grows
-_STEP = 1 << 20
 
 #: what a claim may look like: it is part of an object name
 CLAIM = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}\Z")
@@ -85,33 +82,18 @@ class Codec:
 
     def __init__(self, level: int = 1) -> None:
         self._zstd = zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-        self._body = mmap.mmap(-1, mmap.PAGESIZE)
+        self._body = Pages()
 
     def compress(self, clusters: Sequence[Buffer]) -> tuple[tuple[int, ...], memoryview]:
         """The length of each cluster's frame, and the body of the segment, padded. Raises `ValueError` for none.
 
-        The body is in memory that the next call uses again: the first use of a page costs more than to compress it.
-        It begins at a page, so that a store can hand it to a disk as it is.
+        The next call overwrites the body. It begins at a page: a store can hand it to a disk as it is.
         """
         # one call for all: between two calls this thread would have to wait for the interpreter's lock
         found = self._zstd.multi_compress_to_buffer(list(clusters), threads=1)
         frames = [_view(found[index]) for index in range(len(found))]
         lengths = tuple(map(len, frames))
-        total = padded(sum(lengths))
-        if len(self._body) < total:
-            self._body = mmap.mmap(-1, _mapped(total))
-        body = memoryview(self._body)[:total]
-        at = 0
-        for frame in frames:
-            body[at : at + len(frame)] = frame
-            at += len(frame)
-        body[at:] = bytes(total - at)
-        return lengths, body
-
-
-def _mapped(length: int) -> int:
-    """Bytes to map for `length`, and for a next body that is a little longer."""
-    return -(-length // _STEP) * _STEP
+        return lengths, self._body.gather(frames, padded(sum(lengths)))
 
 
 class _Decompressors(threading.local):
