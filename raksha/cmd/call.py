@@ -20,9 +20,10 @@ def call(arguments: Sequence[str] | None, cancel: threading.Event) -> int:
     parser = argparse.ArgumentParser(prog="raksha", description="Data protection for virtual machines.")
     parser.add_argument("--version", action="version", version=f"raksha {raksha.__version__}")
     verbs = parser.add_subparsers(metavar="COMMAND", required=True)
-    local.add_to(verbs)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    local.add_to(verbs, words[1] if words[:1] == ["local"] and words[1:] else None)
     serve.add_to(verbs)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     output = Output(as_json=options.json, quiet=options.quiet)
     try:
         return int(options.call(options, output, cancel))

@@ -142,7 +142,7 @@ class Server:
             except CaptureFailed:
                 if not running or time.monotonic() > deadline:
                     raise
-                time.sleep(0.005)
+                time.sleep(0.001)
             else:
                 size = int(handle.get_size())
                 hang_up(handle)

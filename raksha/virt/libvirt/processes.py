@@ -7,11 +7,8 @@ import stat
 from collections.abc import Collection
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 
 from msgspec import Struct
-
-_PROC = Path("/proc")
 
 
 class Process(Struct, frozen=True):
@@ -27,31 +24,39 @@ class Process(Struct, frozen=True):
 def qemu_of(uuid: str) -> tuple[Process, ...]:
     """The processes that were started as QEMU of this VM, whatever libvirt thinks of them."""
     found = []
-    for place in _PROC.glob("[0-9]*"):
+    wanted = uuid.encode()
+    for pid in _processes():
         with suppress(OSError):  # processes end while we look
-            words = place.joinpath("cmdline").read_bytes().split(b"\0")
-            if any(one == b"-uuid" and two == uuid.encode() for one, two in pairwise(words)):
-                found.append(Process(int(place.name), _identity(place), _open_files(place)))
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read()
+            if wanted in words and (b"-uuid", wanted) in pairwise(words.split(b"\0")):
+                found.append(Process(int(pid), _identity(pid), _open_files(pid)))
     return tuple(found)
 
 
-def _identity(place: Path) -> str:
+def _processes() -> list[str]:
+    return [name for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _identity(pid: str) -> str:
     """Raises `OSError`."""
-    fields = place.joinpath("stat").read_text().rsplit(") ", 1)[1].split()
-    return f"{place.name}@{fields[19]}"
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rsplit(") ", 1)[1].split()
+    return f"{pid}@{fields[19]}"
 
 
-def _open_files(place: Path) -> frozenset[str] | None:
+def _open_files(pid: str) -> frozenset[str] | None:
+    folder = f"/proc/{pid}/fd"
     try:
-        descriptors = list(place.joinpath("fd").iterdir())
+        descriptors = os.listdir(folder)
     except PermissionError:
         return None
     found = set()
     for each in descriptors:
         with suppress(OSError):
-            mode = each.stat().st_mode
+            mode = os.stat(f"{folder}/{each}").st_mode
             if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-                found.add(os.fsdecode(each.readlink()))
+                found.add(os.readlink(f"{folder}/{each}"))
     return frozenset(found)
 
 
@@ -63,19 +68,19 @@ def users_of(device: int, inode: int) -> tuple[int, ...]:
 def users_of_files(files: Collection[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, ...]]:
     """Processes that have each of the files (device, inode) open; a file that nobody has open is not among them."""
     found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for place in _PROC.glob("[0-9]*") if files else ():
+    for pid in _processes() if files else ():
         # Processes end while we look, and those of other users do not let us look.
         with suppress(OSError):
-            for file in _identities(place).intersection(files):
-                found[file] = (*found.get(file, ()), int(place.name))
+            for file in _identities(f"/proc/{pid}/fd").intersection(files):
+                found[file] = (*found.get(file, ()), int(pid))
     return found
 
 
-def _identities(place: Path) -> set[tuple[int, int]]:
+def _identities(folder: str) -> set[tuple[int, int]]:
     """Device and inode of all that a process has open. Raises `OSError`."""
     found = set()
-    for each in place.joinpath("fd").iterdir():
+    for each in os.listdir(folder):
         with suppress(OSError):
-            status = each.stat()
+            status = os.stat(f"{folder}/{each}")
             found.add((status.st_dev, status.st_ino))
     return found
