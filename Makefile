@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional service crash-walk soak lint types imports api-documents bench bench-service quickstart clean
+.PHONY: help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents bench bench-service quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -22,6 +22,16 @@ functional: ## tests with real guests, libvirt, qemu-img and Swift
 
 service: ## three hosts, two schedulers, two APIs, MariaDB, RabbitMQ, Swift, and kills: make service KILLS=200 SEED=1
 	$(if $(SEED),RAKSHA_SEED=$(SEED)) $(if $(KILLS),RAKSHA_KILLS=$(KILLS)) ./run-tests service
+
+openstack: ## tests against a real OpenStack on this machine (brings it up, and leaves it up)
+	./run-tests openstack
+
+cloud-up: ## bring up a real OpenStack on this machine: packages 5 min once, then 3 min
+	scripts/setup --cloud
+	.venv/bin/python -m tests.openstack.cloud up
+
+cloud-down: ## end it; WIPE=1 removes its data too
+	.venv/bin/python -m tests.openstack.cloud down $(if $(WIPE),--wipe)
 
 crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (an hour or two)
 	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -n 1 -s -k "crash_walk or kills or vault_faults"
