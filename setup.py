@@ -31,6 +31,8 @@ SERVICE = [
     "PyYAML>=6",
     "prometheus-client>=0.20",
 ]
+#: the API's users and projects from an OpenStack cloud
+KEYSTONE = ["keystonemiddleware>=10", "python-memcached>=1.62"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
     *POSTGRESQL,
@@ -68,11 +70,12 @@ setup(
     install_requires=CORE,
     extras_require={
         "agent": AGENT,
+        "keystone": KEYSTONE,
         "postgresql": POSTGRESQL,
         "service": SERVICE,
         "swift": SWIFT,
         "test": [*TEST, *LINT],
-        "all": [*AGENT, *SERVICE, *SWIFT],
+        "all": [*AGENT, *KEYSTONE, *SERVICE, *SWIFT],
     },
     cmdclass={"build_py": BuildWithMigrations},
     entry_points={

@@ -51,7 +51,7 @@ class ApiSettings(Struct, frozen=True):
     tls_key: Path | None = None
     #: URL under which clients reach the API, for links; None: the Host of each request
     public_endpoint: str | None = None
-    #: `http_basic`
+    #: `http_basic` or `keystone`
     auth_strategy: str = "http_basic"
     #: users of `http_basic`
     users_file: Path = Path("/etc/raksha/users")
@@ -81,7 +81,7 @@ OPTIONS = [
     cfg.StrOpt("tls_key", help="Its key in PEM."),
     cfg.URIOpt("public_endpoint", schemes=["http", "https"],
                help="URL under which clients reach the API, for links; unset: the Host of each request."),
-    cfg.StrOpt("auth_strategy", default=_API.auth_strategy, choices=["http_basic"],
+    cfg.StrOpt("auth_strategy", default=_API.auth_strategy, choices=["http_basic", "keystone"],
                help="Who says who a caller is."),
     cfg.StrOpt("users_file", default=str(_API.users_file), help="Users of http_basic; of mode 0600."),
     cfg.StrOpt("policy_file", help="Rules that differ from the defaults: etc/policy.yaml.sample."),

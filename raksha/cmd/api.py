@@ -22,11 +22,12 @@ from msgspec.structs import replace
 from raksha import config_api, config_check, config_database, config_scheduler
 from raksha.api import metrics
 from raksha.api.app import create_app
+from raksha.api.auth import Authenticator
 from raksha.api.http_basic import HttpBasic
 from raksha.api.request_id import RequestIdFilter
 from raksha.api.services import Services
 from raksha.api.waker import Waker
-from raksha.config_api import ApiSettings
+from raksha.config_api import STANDARD_FILE, ApiSettings
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.rows import clock
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         settings, scheduling = load(options.config)
         database = connect(config_database.load(options.config))
         with _shared_metrics(settings):
-            application = make_application(settings, database, (ParseException,), waker(scheduling))
+            who = authenticator(settings, options.config)
+            application = make_application(settings, database, who, (ParseException,), waker(scheduling))
             log_to_stderr()
             Server(application, settings).run()
     except RakshaError as error:
@@ -87,18 +89,28 @@ def _shared_metrics(settings: ApiSettings) -> Iterator[None]:
         yield
 
 
+def authenticator(settings: ApiSettings, file: Path | None) -> Authenticator:
+    """Who says who a caller is. Raises `SettingsWrong`."""
+    if settings.auth_strategy == "keystone":
+        # only here: it brings in a lot
+        from raksha.api import keystone
+
+        return keystone.authenticator(file or (STANDARD_FILE if STANDARD_FILE.exists() else None))
+    return HttpBasic(settings.users_file)
+
+
 def make_application(
     settings: ApiSettings,
     database: Database,
+    authenticator: Authenticator,
     unreadable: tuple[type[Exception], ...] = (),
     wake: Callable[[], object] | None = None,
 ) -> WSGIApplication:
     """The WSGI application, on a database that is there. `unreadable`: what the server raises for a broken body;
     `wake`: tells schedulers to look.
 
-    Raises `SettingsWrong`, `SchemaWrong`, `DatabaseUnavailable`.
+    Raises `SchemaWrong`, `DatabaseUnavailable`.
     """
-    authenticator = HttpBasic(settings.users_file)
     migrate.check(database)
     # gunicorn forks now: its processes must not share a connection
     database.close()

@@ -6,9 +6,11 @@ With threads, not with greenlets.
 from __future__ import annotations
 
 from raksha import config_database
-from raksha.cmd.api import load, log_to_stderr, make_application, waker
+from raksha.cmd.api import authenticator, load, log_to_stderr, make_application, waker
 from raksha.db.session import connect
 
 _settings, _scheduling = load()
-application = make_application(_settings, connect(config_database.load()), wake=waker(_scheduling))
+application = make_application(
+    _settings, connect(config_database.load()), authenticator(_settings, None), wake=waker(_scheduling)
+)
 log_to_stderr()

@@ -35,7 +35,7 @@ from msgspec.structs import replace
 from raksha import config, config_agent, config_database
 from raksha.agent import logs
 from raksha.agent.service import Agent
-from raksha.api.http_basic import LocalUser, create_default_users
+from raksha.api.http_basic import HttpBasic, LocalUser, create_default_users
 from raksha.api.request_id import current
 from raksha.api.waker import Waker
 from raksha.cmd import api, state_folder
@@ -122,6 +122,7 @@ def settings(asked: Asked) -> Parts:
         "[database] connection": given.connection not in (own, standard),
         "[scheduler] transport_url": bool(scheduling.transport_url),
         "[agent] transport_url": bool(agent.transport_url),
+        "[api] auth_strategy": api_settings.auth_strategy != "http_basic",
     }
     if wrong := [name for name, found in foreign.items() if found]:
         raise SettingsWrong(detail=f"{wrong[0]} is for a service of several processes; raksha serve has its own")
@@ -144,7 +145,8 @@ class Service:
         self._bus = Bus("fake://", parts.agent.patience)
         self._agent = Agent(parts.host, parts.agent, self._bus)
         self._loop = Loop(database, parts.scheduler, self._bus)
-        application = api.make_application(parts.api, database, (ParseException,), Waker(self._bus))
+        users = HttpBasic(parts.api.users_file)
+        application = api.make_application(parts.api, database, users, (ParseException,), Waker(self._bus))
         self.http = HttpThread(application, parts.api)
         self._drain = parts.agent.drain_timeout
         port = parts.scheduler.metrics_port

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from raksha import config_check, config_database
-from raksha.cmd import manage_limits, manage_services, manage_users, manage_vaults
+from raksha.cmd import manage_catalog, manage_limits, manage_services, manage_users, manage_vaults
 from raksha.cmd.output import Output
 from raksha.cmd.state_folder import database_url
 from raksha.db import migrate
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--database", metavar="URL", help="instead of [database] connection of the configuration")
     place.add_argument("--state-dir", metavar="DIR", type=Path, help="of a `raksha serve`: its database and its users")
     nouns = parser.add_subparsers(metavar="NOUN", required=True)
-    for part in (manage_vaults, manage_services, manage_limits, manage_users):
+    for part in (manage_vaults, manage_services, manage_limits, manage_users, manage_catalog):
         part.add_to(nouns)
     db = nouns.add_parser("db", help="the schema of the database").add_subparsers(metavar="COMMAND", required=True)
 

@@ -68,6 +68,8 @@ def test_the_sample_names_every_option_of_every_section_and_no_other(tmp_path: P
             shown[section] = set()
         elif line.startswith("#") and not line.startswith("# ") and "=" in line:
             shown[section].add(line[1:].partition(" ")[0])
+    # whose options are described elsewhere
+    del shown["keystone_authtoken"]
     assert shown == config_check.SECTIONS
 
 

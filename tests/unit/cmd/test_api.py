@@ -17,7 +17,7 @@ import pytest
 
 from raksha import config_api
 from raksha.api.http_basic import line
-from raksha.cmd.api import make_application
+from raksha.cmd.api import authenticator, make_application
 from raksha.config_database import DatabaseSettings
 from raksha.db import migrate
 from raksha.db.session import connect
@@ -160,7 +160,8 @@ def test_what_cannot_work_is_told_at_the_start(tmp_path: Path, change: object, c
 
 def test_no_connection_is_open_when_processes_are_forked(place: Place) -> None:
     database = connect(DatabaseSettings(place.database))
-    make_application(config_api.load(place.config), database)
+    settings = config_api.load(place.config)
+    make_application(settings, database, authenticator(settings, place.config))
     assert database.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
 
 

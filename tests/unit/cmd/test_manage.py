@@ -267,3 +267,21 @@ def test_a_database_of_another_schema_is_refused(tmp_path: Path) -> None:
     found = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert found.returncode == 4
     assert found.stderr.splitlines()[1].strip().startswith("Run `raksha-manage db upgrade`"), found.stderr
+
+
+# -- the catalogue of a cloud -------------------------------------------------------------------------
+
+
+def test_the_commands_that_make_the_service_known(run: Manage) -> None:
+    lines = run("catalog", "--url", "https://backup.example:9700/", "--region", "here").splitlines()
+    assert all(line.startswith("openstack ") for line in lines)
+    assert "openstack service create --name raksha --description 'Backup of virtual machines' data-protection" in lines
+    for interface in ("public", "internal", "admin"):
+        endpoint = "'https://backup.example:9700/v1/%(project_id)s'"
+        assert f"openstack endpoint create --region here data-protection {interface} {endpoint}" in lines
+    assert run.json("catalog", "--url", "http://a")["commands"][0].startswith("openstack user create")
+
+
+@pytest.mark.parametrize(("words", "says"), [((), "public_endpoint"), (("--url", "backup.example"), "no http")])
+def test_without_an_address_nothing_can_be_registered(run: Manage, words: tuple[str, ...], says: str) -> None:
+    assert says in run("catalog", *words, code=2)

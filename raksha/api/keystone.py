@@ -1,0 +1,56 @@
+"""Keystone in front of the API: keystonemiddleware, set up by `[keystone_authtoken]` of the configuration file.
+
+The section is the middleware's own, as every OpenStack service has it. What it needs to start is checked here, so that
+a slip is an error at the start and not a 500 at each request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from oslo_config import cfg
+
+from raksha.api.auth import Keystone
+from raksha.errors import SettingsWrong
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+SECTION = "keystone_authtoken"
+
+
+def authenticator(file: Path | None) -> Keystone:
+    """As the file says (and `OS_KEYSTONE_AUTHTOKEN__*`). Asks nothing of Keystone yet.
+
+    Raises `SettingsWrong`: the section is not complete, or the packages are not installed.
+    """
+    try:
+        from keystoneauth1 import exceptions, loading
+        from keystonemiddleware.auth_token import AuthProtocol
+        from keystonemiddleware.opts import list_auth_token_opts
+    except ImportError as error:
+        detail = f"auth_strategy = keystone needs the package {error.name}: pip install 'raksha[keystone]'"
+        raise SettingsWrong(detail=detail) from error
+    conf = cfg.ConfigOpts()
+
+    def in_front(application: WSGIApplication) -> WSGIApplication:
+        # it takes its options out of what it is given
+        options = {"oslo_config_config": conf, "delay_auth_decision": True}
+        middleware: WSGIApplication = AuthProtocol(application, options)
+        return middleware
+
+    try:
+        conf([], project="raksha", default_config_files=[str(file)] if file else [], default_config_dirs=[])
+        for group, known in list_auth_token_opts():
+            conf.register_opts(known, group)
+        loading.register_auth_conf_options(conf, SECTION)
+        if loading.load_auth_from_conf_options(conf, SECTION) is None:
+            raise SettingsWrong(detail=f"auth_strategy = keystone, but [{SECTION}] says no auth_type")
+    except (cfg.Error, exceptions.ClientException, OSError, UnicodeDecodeError) as error:
+        raise SettingsWrong(detail=f"[{SECTION}]: {error}") from error
+    section = conf[SECTION]
+    if not section.service_token_roles_required:
+        detail = f"[{SECTION}] service_token_roles_required must be true: else any token passes for a service's"
+        raise SettingsWrong(detail=detail)
+    return Keystone(in_front, section.www_authenticate_uri or section.auth_url)
