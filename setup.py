@@ -45,6 +45,7 @@ TEST = [
 ]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 
+
 class BuildWithMigrations(build_py):
     """The migrations lie outside the package, where operators look for them; a wheel carries them inside."""
 

@@ -269,8 +269,7 @@ def requests(database: Database, url: str, folder: Path) -> Figures:
     users, config = folder / "users", folder / "raksha.conf"
     private(users, line("bench", PASSWORD, "project-a", "member", 4))
     config.write_text(
-        f"[api]\nbind = 127.0.0.1:{port}\nusers_file = {users}\nworkers = 2\n"
-        f"[database]\nconnection = {url}\n"
+        f"[api]\nbind = 127.0.0.1:{port}\nusers_file = {users}\nworkers = 2\n[database]\nconnection = {url}\n"
     )
     command = [sys.executable, "-m", "raksha.cmd.api", "--config", str(config)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)

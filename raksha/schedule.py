@@ -349,9 +349,7 @@ def _opens_after(schedule: Schedule, instant: int) -> int | None:
 def _instant_of_minute(wall: datetime, minute: int, clock: tzinfo, after: int) -> int:
     """When the clock next shows `minute` after midnight, or skips it, later than `after`."""
     midnight = wall.replace(hour=0, minute=0, second=0)
-    times = (
-        time for day in range(4) for time in _instants(midnight + timedelta(days=day - 1, minutes=minute), clock)
-    )
+    times = (time for day in range(4) for time in _instants(midnight + timedelta(days=day - 1, minutes=minute), clock))
     return next(time for time in times if time > after)
 
 

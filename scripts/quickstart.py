@@ -122,7 +122,7 @@ def step_start_the_service(bed: Bed, vm: Machine, stack: ExitStack) -> Service:
     print(f"   After {time.monotonic() - began:.1f} s it listens, and has seen the VM.")
     print(f"   $ API={service.api}")
     login = f'curl -s -u "admin:$(cat {service.password_file})"'
-    print(f"   $ ask() {{ {login} -H Content-Type:application/json \"$@\"; }}")
+    print(f'   $ ask() {{ {login} -H Content-Type:application/json "$@"; }}')
     return service
 
 

@@ -160,9 +160,7 @@ class Keeper:
         vms, version = self._sight.latest()
         changed = version != self._sight.told or now - self._told_at > _TELL_AGAIN
         load = len(self._crew.working()) + self._host.captures.count()
-        said = Heartbeat(
-            service_id=known.service_id, instance=self._instance, load=load, vms=vms if changed else None
-        )
+        said = Heartbeat(service_id=known.service_id, instance=self._instance, load=load, vms=vms if changed else None)
         try:
             self._wanted(self._host.schedulers.call(HEARTBEAT, said).state)
         except RowNotFound:

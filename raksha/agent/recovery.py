@@ -65,6 +65,5 @@ class Recovery:
         return _told(found)
 
 
-
 def _told(found: VmRecovery) -> list[str]:
     return [*found.notes, *([] if found.trouble is None else [f"{found.trouble} {found.trouble.advice()}".strip()])]

@@ -119,4 +119,3 @@ class Work:
             epoch, number = self._epoch, self._number
         step, disks = self.progress.seen()
         return Report(task_id=self.task_id, epoch=epoch, number=number, step=step, disks=disks, made=self.made)
-

@@ -134,7 +134,8 @@ class StrictParser(FlaskParser):
 
     DEFAULT_VALIDATION_STATUS = 400
     DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012 webargs has it so
-        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION, "query": marshmallow.RAISE,
+        **FlaskParser.DEFAULT_UNKNOWN_BY_LOCATION,
+        "query": marshmallow.RAISE,
     }
 
     def _raw_load_json(self, req: flask.Request) -> Any:

@@ -94,9 +94,7 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
         elif "name" in wanted:
             raise RequestInvalid(problems=[(f"vms.{number}.name", "Only a new VM (kind domain) gets a name.")])
         names = [name for name in disks if not wanted["disks"] or name in wanted["disks"]]
-        planned = tuple(
-            Disk(name, disks[name].size, tuple(backups.chain(session, disks[name].id))) for name in names
-        )
+        planned = tuple(Disk(name, disks[name].size, tuple(backups.chain(session, disks[name].id))) for name in names)
         found.append(Vm(vm.vm_id, vm.name, new_name, planned))
     if not found:
         raise RequestInvalid(problems=[("vms", "Nothing is stored in this restore point.")])

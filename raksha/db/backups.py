@@ -81,9 +81,7 @@ def of_vm(session: Session, vault_id: str, vm_id: str) -> list[Known]:
     return _known(session, [*here, VmResourceBackup.state.in_(_ALIVE)], None)
 
 
-def on_base(
-    session: Session, vault_id: str, base_image: str, limit: int, *, but_vm: str | None = None
-) -> list[Known]:
+def on_base(session: Session, vault_id: str, base_image: str, limit: int, *, but_vm: str | None = None) -> list[Known]:
     """Available full copies of disks that share a base image, in the same vault, the newest first: sources of dedupe.
 
     `but_vm`: not of this one.

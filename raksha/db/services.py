@@ -158,9 +158,7 @@ def vms(
     )
     better = or_(and_(other_running, ~running), and_(other_running == running, later))
     best = ~exists().where(other.vm_id == SeenVm.vm_id, *_visible(other, project_id, unowned), better)
-    return page(
-        session, select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best, *where), VM_COLUMNS, wanted
-    )
+    return page(session, select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best, *where), VM_COLUMNS, wanted)
 
 
 def vm(session: Session, project_id: str | None, vm_id: str, *, unowned: bool = False) -> SeenVm:

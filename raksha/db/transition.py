@@ -120,6 +120,4 @@ def _why_not(
         return EpochStale(noun=name, id=id, found=found.epoch, given=epoch)
     if where and found.state in allowed:
         return StillNeeded(noun=name, id=id, found=str(found.state), detail=" or ".join(where))
-    return StateConflict(
-        noun=name, id=id, found=str(found.state), wanted=", ".join(sorted(allowed)), to=str(to)
-    )
+    return StateConflict(noun=name, id=id, found=str(found.state), wanted=", ".join(sorted(allowed)), to=str(to))

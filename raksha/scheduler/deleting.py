@@ -154,9 +154,7 @@ def _keep(database: Database, victim: _Victim) -> None:
 # -- others -----------------------------------------------------------------------------------------
 
 
-def _free(
-    database: Database, catalog: Catalog, victim: _Victim, vault_id: str, settings: SchedulerSettings
-) -> None:
+def _free(database: Database, catalog: Catalog, victim: _Victim, vault_id: str, settings: SchedulerSettings) -> None:
     """Nobody builds on it any more, in the database and in the vault. Raises `StillNeeded`: not yet."""
     with database.reading() as session:
         on_mine = [child for copy in victim.copies for child in backups.children(session, copy.id)]

@@ -147,9 +147,7 @@ def _started(database: Database, round_: _Round, run_id: str) -> Wait | set[str]
     return again
 
 
-def _start(
-    session: Session, round_: _Round, run_id: str, unmade: Wait | None = None
-) -> Wait | set[str] | _NoVaultYet:
+def _start(session: Session, round_: _Round, run_id: str, unmade: Wait | None = None) -> Wait | set[str] | _NoVaultYet:
     """One run, whole or not at all. The hosts on which it starts; none: it has failed."""
     run = runs.get(session, None, run_id)
     job = jobs.get(session, None, run.backupjob_id)
@@ -308,9 +306,7 @@ def _vm_of_run(run: BackupJobRun, each: Placed) -> BackupJobRunVm:
     )
 
 
-def _task(
-    session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, each: Placed, group: str | None
-) -> Task:
+def _task(session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, each: Placed, group: str | None) -> Task:
     vm = each.member.vm_id
     used = choose(session, run, vault.id, vm, each.disks)
     order = BackupOrder(

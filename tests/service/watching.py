@@ -87,8 +87,6 @@ def _phases(session: Session) -> Iterator[str]:
         yield "collecting"
 
 
-
-
 def unfinished(session: Session) -> list[str]:
     """What is still under way: runs, restores, tasks."""
     found = [f"run {run.id}: {run.state} {run.queued_reason}" for run in session.scalars(

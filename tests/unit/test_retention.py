@@ -40,9 +40,9 @@ def many_points(draw: st.DrawFn) -> list[Point]:
 
 
 counts = st.sampled_from([0, 0, 1, 2, 3, 7])
-retentions = st.builds(
-    Retention, zone=st.sampled_from(ZONES), **dict.fromkeys(KINDS, counts)
-).filter(lambda each: any(getattr(each, kind) for kind in KINDS))
+retentions = st.builds(Retention, zone=st.sampled_from(ZONES), **dict.fromkeys(KINDS, counts)).filter(
+    lambda each: any(getattr(each, kind) for kind in KINDS)
+)
 
 
 def model(points: list[Point], retention: Retention) -> set[str]:

@@ -91,8 +91,7 @@ def _allocated_all(source: Source, handle: nbd.NBD, stretches: Sequence[Stretch]
     """Of each stretch. They are asked about together: to wait for each answer takes five times as long."""
     begun = _ask(source, handle, _ALLOCATION, stretches)
     found = [
-        _told(source, handle, _ALLOCATION, *stretch, entries)
-        for stretch, entries in zip(stretches, begun, strict=True)
+        _told(source, handle, _ALLOCATION, *stretch, entries) for stretch, entries in zip(stretches, begun, strict=True)
     ]
     if not source.moving:
         return found

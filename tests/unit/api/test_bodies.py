@@ -151,8 +151,13 @@ def test_no_document_makes_it_fail(api: Api, schedule: dict[str, Any], count: An
     after=moments,
     schedule=st.fixed_dictionaries(
         {"cron": st.sampled_from(["0 3 * * *", "0 0 29 2 *"])},
-        optional={"start": moments, "end": moments, "window": st.just("22:00-06:00"), "jitter": st.integers(0, 10**6),
-                  "zone": st.sampled_from(["Europe/Paris", "Pacific/Apia", "Nowhere"])},
+        optional={
+            "start": moments,
+            "end": moments,
+            "window": st.just("22:00-06:00"),
+            "jitter": st.integers(0, 10**6),
+            "zone": st.sampled_from(["Europe/Paris", "Pacific/Apia", "Nowhere"]),
+        },
     )
     | st.fixed_dictionaries({"every": st.integers(1, 2**63)}, optional={"anchor": moments, "end": moments}),
 )

@@ -99,8 +99,6 @@ def make(session: Session, project: str, name: str) -> BackupJob:
     return jobs.create(session, project_id=project, members=[], name=name)
 
 
-
-
 @pytest.fixture
 def served(make_api: Callable[..., Api]) -> Api:
     return make_api(noun(), limits=Limits(max_page_size=5))

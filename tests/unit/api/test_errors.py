@@ -130,5 +130,5 @@ def test_every_fault_of_a_request_is_told_but_not_a_million(api: Api) -> None:
 
 
 def test_names_that_a_client_made_up_are_told_in_short_and_harmless() -> None:
-    (where, _), = problems({"json": {"\x1b[31m" + "x" * 500: ["Unknown field."]}})
+    ((where, _),) = problems({"json": {"\x1b[31m" + "x" * 500: ["Unknown field."]}})
     assert where == "?[31m" + "x" * 59 + "…"

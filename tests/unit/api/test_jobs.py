@@ -219,6 +219,7 @@ def test_a_put_changes_what_it_names(seen: Api, database: Database) -> None:
 
 def test_a_vm_that_is_gone_does_not_keep_a_job_from_being_changed(seen: Api, database: Database) -> None:
     made = world.job(seen, vms=[{"id": WEB}, {"id": DB}])
+
     def gone(session: Any) -> None:
         for service, _vm in services.agents_of(session, WEB):
             services.see(session, service.id, [])

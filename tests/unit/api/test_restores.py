@@ -173,9 +173,7 @@ def test_a_copy_that_is_on_its_way_out_is_not_read(seen: Api, point: BackupJobRu
     assert [problem["code"] for problem in plan["problems"]] == ["copy_not_available"]
 
 
-def test_a_plan_tells_what_would_be_read_and_does_nothing(
-    seen: Api, point: BackupJobRun, database: Database
-) -> None:
+def test_a_plan_tells_what_would_be_read_and_does_nothing(seen: Api, point: BackupJobRun, database: Database) -> None:
     body = {"target": {"kind": "domain"}, "vms": [{"id": WEB, "disks": ["vdb"], "name": "x"}], "dry_run": True}
     answer = seen("POST", at(point), json=body)
     assert answer.status_code == 200, answer.data

@@ -178,6 +178,7 @@ def test_what_a_queued_run_waits_for_and_why_one_failed(
     reason = {"code": "vm_busy", "message": "VM x is in use", "slot": ["vm", "x"]}
     queued = world.run(database, made["id"], queued_reason=reason)
     failed = world.run(database, made["id"], RunState.ERROR, error={"code": "c", "message": "m", "fields": {"p": "/x"}})
+
     def show(id: str) -> Any:
         return seen("GET", f"{path}/backupjobruns/{id}").json
 
@@ -282,9 +283,7 @@ def test_what_is_over_cannot_be_cancelled(
     assert f"is {state};" in error(seen("POST", f"{path}/backupjobruns/{run.id}/cancel"), 409, "state_conflict")
 
 
-def test_what_is_being_cancelled_is_so_already(
-    seen: Api, made: dict[str, Any], path: str, database: Database
-) -> None:
+def test_what_is_being_cancelled_is_so_already(seen: Api, made: dict[str, Any], path: str, database: Database) -> None:
     run = world.run(database, made["id"], RunState.CANCELLING)
     assert seen("POST", f"{path}/backupjobruns/{run.id}/cancel").json["state"] == "cancelling"
 
@@ -366,9 +365,7 @@ def test_a_preview_tells_what_would_be_deleted_and_why(seen: Api, database: Data
     error(seen("POST", path, json={"retention": None}), 400, "request_invalid")
 
 
-def test_without_a_retention_everything_stays(
-    seen: Api, made: dict[str, Any], path: str, database: Database
-) -> None:
+def test_without_a_retention_everything_stays(seen: Api, made: dict[str, Any], path: str, database: Database) -> None:
     world.point(database, made["id"], taken_at=1)
     answer = seen("POST", f"{path}/retention-preview").json
     assert (answer["kept"], answer["deleted"]) == (1, 0)
@@ -378,9 +375,7 @@ def test_without_a_retention_everything_stays(
 # -- schedulers are told ----------------------------------------------------------------------------
 
 
-def test_what_schedulers_should_notice_is_told_to_them(
-    make_api: Callable[..., Api], database: Database
-) -> None:
+def test_what_schedulers_should_notice_is_told_to_them(make_api: Callable[..., Api], database: Database) -> None:
     told: list[int] = []
     lock = threading.Lock()
 

@@ -25,7 +25,7 @@ from raksha.vault.chain import Chain
 from raksha.vault.dedupe import DedupeIndex
 from raksha.virt.capture import BaseImage
 from tests.bed.memory import peak_mib
-from tests.unit.backup.disks import JOB, VM, Bench, MemoryCapture, read_into
+from tests.unit.backup.disks import JOB, VM, Bench, MemoryCapture
 
 TIB = 1 << 40
 #: plain bytes of a segment
@@ -66,7 +66,8 @@ class Terabyte:
         return number.to_bytes(8, "big") + self._common[8:]
 
     def pread_into(self, buffer: bytearray, stretches: Sequence[tuple[int, int]]) -> None:
-        read_into(self, buffer, stretches)
+        ((offset, length),) = stretches
+        buffer[:length] = self.pread(offset, length)
 
     def close(self) -> None: ...
 
