@@ -229,6 +229,7 @@ def test_killed_while_two_guests_are_frozen(bed: Bed, service: Service) -> None:
     vms = [bed.machine([bed.raw(f"{name}-a", 32 * MIB)], name=name, mode="fs", pause=5000) for name in ("one", "two")]
     for vm in vms:
         vm.boot()
+        vm.wait_for_records(3)  # its file system is there
     process = service.process(crash_at="libvirt.snapshotCreateXML")
     job = service.job(*vms, quiesce="require")
     since = [vm.mark() for vm in vms]
