@@ -54,7 +54,8 @@ def down() -> None:
         stop(name)
     mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for target in sorted((each for each in mounted if Path(each).is_relative_to(DATA)), reverse=True):
-        subprocess.run(["umount", "--lazy", target], check=False)
+        # a mount that is shared stands there more than once, and may be gone with another
+        subprocess.run(["umount", "--lazy", target], stderr=subprocess.DEVNULL, check=False)
 
 
 # -- MariaDB ------------------------------------------------------------------------------------------
