@@ -80,9 +80,7 @@ def refused(api: Api, verb: str, path: str, body: object = None, **more: object)
     return told.value.status
 
 
-def test_a_tenant_s_jobs_are_nobody_else_s(
-    raksha: Process, demo: Cloud, alt: Cloud, admin: Cloud
-) -> None:
+def test_a_tenant_s_jobs_are_nobody_else_s(raksha: Process, demo: Cloud, alt: Cloud, admin: Cloud) -> None:
     made = raksha.of(demo).post("/backupjobs", JOB)["id"]
     assert [job["id"] for job in raksha.of(demo).get("/backupjobs")["backupjobs"]] == [made]
     assert raksha.of(alt).get("/backupjobs")["backupjobs"] == []
