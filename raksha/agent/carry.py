@@ -1,11 +1,13 @@
-"""Carries a claimed task out and says how it ended. Every end is one of these, and none is silent::
+"""Carries a claimed task out and says how it ended.
 
-a result                    DONE
-asked to cancel             CANCELLED
-told to stop                handed back
-somebody else has it        nothing: what was done is given up
-NeedsAttention              NEEDS_ATTENTION: a person must look
-any other error             ERROR
+Every end is one of these, and none is silent::
+
+    a result                    DONE
+    asked to cancel             CANCELLED
+    told to stop                handed back
+    somebody else has it        nothing: what was done is given up
+    NeedsAttention              NEEDS_ATTENTION: a person must look
+    any other error             ERROR
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """POSTs that their senders may repeat: done once, answered the same.
 
-begin  ->  None: do it, then `finish` in the same transaction
-           the row: answer with what it says
+What `begin` answers::
+
+    None     do it, then `finish` in the same transaction
+    the row  answer with what it says
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Tasks: claimed under a lease, fenced by an epoch, reported on idempotently.
+"""Tasks: claimed under a lease, fenced by an epoch, reported on idempotently::
 
-claim   ->  epoch e+1, lease until now + seconds      the claimer alone may report, under e+1
-renew, report                                         prolong the lease
-finish, hand_back                                     the end of the claim
-lease over: a task bound to a host is claimed again by the agent of that host only, any other goes back to the
-queue (`requeue`). Whoever had it before finds his epoch stale.
+    claim              epoch e+1, lease until now + seconds: the claimer alone may report, under e+1
+    renew, report      prolong the lease
+    finish, hand_back  the end of the claim
+
+When a lease is over, a task bound to a host is claimed again by the agent of that host only; any other goes back to
+the queue (`requeue`). Whoever had it before finds his epoch stale.
 """
 
 from __future__ import annotations

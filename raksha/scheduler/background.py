@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from raksha.errors import RakshaError
+
 _log = logging.getLogger(__name__)
 
 Work = Callable[[], object]
@@ -36,6 +38,8 @@ class Background:
     def _do(self, key: str, work: Work) -> None:
         try:
             work()
+        except RakshaError as error:  # the database is away, say: known, and the next round tries again
+            _log.error("%s: %s", key, error, extra={"action": key.partition(" ")[0]})
         except Exception:  # what nobody thought of must not end the others; the next round tries again
             _log.exception("%s failed", key, extra={"action": key.partition(" ")[0]})
         finally:

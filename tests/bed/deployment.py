@@ -244,13 +244,21 @@ class Deployment:
         return f"swift://raksha-{PROJECT}"
 
     def tracebacks(self) -> list[str]:
-        """The line before each one that Raksha has logged: something that nobody had thought of."""
+        """Those that Raksha has logged, something that nobody had thought of: the line before, and what was raised."""
         found = []
         for name, command in self.commands.items():
             lines = command.log.read_text(errors="replace").splitlines()
-            found += [f"{name}: {before}" for before, line in pairwise(lines) if line.startswith("Traceback")
-                      and " raksha." in before]  # fmt: skip
+            told = [at for at, (before, line) in enumerate(pairwise(lines)) if _is_ours(before, line)]
+            found += [f"{name}: {lines[at]}: {_raised(lines[at + 2 :])}" for at in told]
         return found
+
+
+def _is_ours(before: str, line: str) -> bool:
+    return line.startswith("Traceback") and " raksha." in before
+
+
+def _raised(lines: list[str]) -> str:
+    return next((line for line in lines if not line.startswith(" ")), "cut off")
 
 
 _SWIFT = {"swift-proxy": "proxy", "swift-object": "object0"}
