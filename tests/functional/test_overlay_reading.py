@@ -100,14 +100,14 @@ def test_huge_disk_in_little_memory(tmp_path: Path) -> None:
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", own, str(8 * TIB)], check=True)
     io(own, "qcow2", f"write -P 1 {5 * TIB} 64k", f"write -P 2 {8 * TIB - 65536} 64k")
     top = overlay(tmp_path / "o", own, "qcow2", 8 * TIB)
-    io(tmp_path / "o", "qcow2", f"write -P 3 {7 * TIB} 64k", f"write -z {5 * TIB} 64k")
+    io(tmp_path / "o", "qcow2", f"write -P 3 {7 * TIB} 64k", f"write -z {5 * TIB} 1M")
     before = peak_mib()
     server = serve(top, Layer(str(own), "file", "qcow2"))
     try:
         full = [(extent.start, extent.length) for extent in extents(server, None)]
         assert full == [(7 * TIB, 65536), (8 * TIB - 65536, 65536)]
         delta = [(extent.start, extent.length, extent.kind) for extent in extents(server, 1)]
-        assert delta == [(5 * TIB, 65536, ExtentKind.ZERO), (7 * TIB, 65536, ExtentKind.DATA)]
+        assert delta == [(5 * TIB, 1 << 20, ExtentKind.ZERO), (7 * TIB, 65536, ExtentKind.DATA)]
     finally:
         server.close()
     assert peak_mib() - before < 50

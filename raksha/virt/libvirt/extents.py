@@ -27,6 +27,8 @@ _GAP = 4 * 1024**2
 _GROUP = 4096
 #: questions asked together, at most, if they are not about more than one alone may be about
 _BATCH = 64
+#: bytes of changes that no question is worth: to read them and find that they are zero takes as long as to ask
+_SMALL = 256 * 1024
 
 #: from, to, in bytes
 Stretch = tuple[int, int]
@@ -39,7 +41,8 @@ def extents(source: Source, depth: int | None, also: Sequence[Stretch] = ()) -> 
 
     `also`: ordered stretches that a delta takes in, whether they have changed or not.
     A full omits what reads as zero. A delta names it, if one of the layers holds it: a block that was discarded or
-    zeroed must not come back from the parent. Raises `DiskReadFailed`, `CaptureFailed`.
+    zeroed must not come back from the parent. What is small may be called data although it is zero.
+    Raises `DiskReadFailed`, `CaptureFailed`.
     """
     with _context(source, _ALLOCATION) as allocation:
         if depth is None:
@@ -54,9 +57,23 @@ def extents(source: Source, depth: int | None, also: Sequence[Stretch] = ()) -> 
             levels = _told(source, changes, source.changes, 0, source.size)
             changed = ((start, end) for start, end, level in levels if 1 <= level <= depth)
             for batch in _batches(_grouped(_union(merge(changed, also)))):
-                around = [(group[0][0], group[-1][1]) for group in batch]
-                for group, found in zip(batch, _allocated_all(source, allocation, around), strict=True):
-                    yield from _joined(_within(found, group))
+                for statuses in _looked_up(source, allocation, batch):
+                    yield from _joined(statuses)
+
+
+def _looked_up(source: Source, handle: nbd.NBD, batch: Sequence[list[Stretch]]) -> Iterator[Iterator[Status]]:
+    """Of each group of changes, which of them are data. Of the small ones nobody asks: they are called data."""
+    asked = [(group[0][0], group[-1][1]) for group in batch if _length(group) > _SMALL]
+    told = iter(_allocated_all(source, handle, asked) if asked else ())
+    for group in batch:
+        if _length(group) > _SMALL:
+            yield _within(next(told), group)
+        else:
+            yield ((start, end, 0) for start, end in group)
+
+
+def _length(group: Iterable[Stretch]) -> int:
+    return sum(end - start for start, end in group)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from raksha.types import Extent, ExtentKind
 from raksha.virt.libvirt.extents import extents
 
 KIB = 1024
+MIB = 1024 * KIB
 BITMAP = "qemu:dirty-bitmap:b"
 HOLE = libnbd.STATE_HOLE | libnbd.STATE_ZERO
 
@@ -59,6 +60,10 @@ class Frozen:
         return Handle(context, self._answers[context])
 
 
+class Large(Frozen):
+    size = 3 * MIB
+
+
 FIRST = [64 * KIB, 0, 128 * KIB, HOLE]
 
 
@@ -69,9 +74,15 @@ def test_zero_only_if_it_is_so_at_both_looks() -> None:
 
 
 def test_delta() -> None:
-    dirty = [64 * KIB, 0, 128 * KIB, 1]
-    found = list(extents(Frozen([64 * KIB, 0, 64 * KIB, HOLE], dirty=dirty), 1))
-    assert found == [Extent(64 * KIB, 64 * KIB, ExtentKind.DATA), Extent(128 * KIB, 64 * KIB, ExtentKind.ZERO)]
+    dirty = [MIB, 0, 2 * MIB, 1]
+    found = list(extents(Large([MIB, 0, MIB, HOLE], dirty=dirty), 1))
+    assert found == [Extent(MIB, MIB, ExtentKind.DATA), Extent(2 * MIB, MIB, ExtentKind.ZERO)]
+
+
+def test_small_changes_are_not_asked_about() -> None:
+    """To read them takes no longer."""
+    dirty = [MIB, 0, 128 * KIB, 1, 2 * MIB - 128 * KIB, 0]
+    assert list(extents(Large([], dirty=dirty), 1)) == [Extent(MIB, 128 * KIB, ExtentKind.DATA)]
 
 
 def test_short_answers_are_asked_on() -> None:
