@@ -227,7 +227,8 @@ class Reader:
         if self._handle is None:
             raise ValueError("reader is closed")
         try:
-            return b"".join(self._handle.pread(step, at) for at, step in _steps([(offset, length)]))
+            parts = [self._handle.pread(step, at) for at, step in _steps([(offset, length)])]
+            return parts[0] if len(parts) == 1 else b"".join(parts)
         except nbd.Error as error:
             raise read_failed(self._source, offset, error) from error
 
