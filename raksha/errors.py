@@ -484,6 +484,31 @@ class ImageToolFailed(RakshaError):
     message = "`{command}` failed: {detail}."
 
 
+# -- identity in a cloud -----------------------------------------------------------------------------
+
+
+class TrustRefused(Refused):
+    code = "trust_refused"
+    message = "Keystone lets this token delegate nothing: {detail}."
+    hint = (
+        "A job acts for its owner by a trust, which needs the role `member` in the project and a login with a "
+        "password or a token: application credentials cannot make trusts."
+    )
+
+
+class TrustBroken(Refused):
+    code = "trust_broken"
+    message = "The trust that the job acts by does not work any more: {detail}."
+    hint = "Its owner left the project, or the trust was removed. Any member of the project can take the job over."
+
+
+class IdentityUnavailable(RakshaError):
+    code = "identity_unavailable"
+    message = "Keystone did not do what it was asked: {detail}."
+    hint = "Nothing was changed. Check [trustee] and [keystone_authtoken], and whether Keystone runs."
+    retryable = True
+
+
 # -- the service's database -------------------------------------------------------------------------
 
 

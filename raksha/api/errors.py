@@ -51,6 +51,8 @@ STATUS: dict[type[RakshaError], int] = {
     errors.NotAuthenticated: 401,
     errors.NotAllowed: 403,
     errors.NotScoped: 403,
+    errors.TrustRefused: 403,
+    errors.IdentityUnavailable: 503,
     errors.LimitExceeded: 403,
     errors.VersionNotServed: 406,
     errors.ConditionMissing: 428,

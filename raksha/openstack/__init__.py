@@ -1,0 +1,1 @@
+"""The services of an OpenStack cloud, as far as Raksha asks them: few calls each."""

@@ -1,0 +1,254 @@
+"""Keystone trusts: how jobs of tenants run while none of them is logged in.
+
+A tenant makes a trust with his own token (`make`): the service's own user, the trustee, may act as he does in one
+project with the role of a member, and may not hand that on. Schedulers log in as the trustee by the trust and lend
+agents what they get by it (`Trusts.lend`): tokens of that project. Nobody else has the trustee's password.
+
+Promises: no token, password or id of a trust is part of an error or of a log. Whether a trust still stands is what
+Keystone says when it is asked; a token may outlive its trust for as long as services remember it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from keystoneauth1 import exceptions, loading
+from keystoneauth1.identity.base import BaseIdentityPlugin
+from keystoneauth1.session import Session
+from keystoneauth1.token_endpoint import Token
+from msgspec import Struct
+from oslo_config import cfg
+
+from raksha.errors import IdentityUnavailable, SettingsWrong, TrustBroken, TrustRefused
+
+SECTION = "trustee"
+#: what a job is allowed to do
+ROLES = ("member",)
+#: seconds that a token must still be good for, when it is lent; of a shorter life, half
+_LASTS = 900.0
+#: sessions of trusts that are kept
+_KEPT = 1000
+_TRUSTS = "/OS-TRUST/trusts"
+#: what else a login may be for
+_SCOPE = ("project_id", "project_name", "project_domain_id", "project_domain_name")
+_GONE = (exceptions.Unauthorized, exceptions.Forbidden, exceptions.NotFound)
+
+
+class Lent(Struct, frozen=True):
+    """What opens the object store of a project for a while."""
+
+    storage_url: str
+    token: str
+    #: of the service itself, where the tenant alone is not to have access
+    service_token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Lent({self.storage_url!r})"
+
+
+class Grantor:
+    """Trusts to one trustee, made by their owners."""
+
+    def __init__(self, keystone_url: str, trustee: str, verify: str | bool = True) -> None:
+        """`keystone_url`: with or without /v3. `trustee`: the id of the service's user."""
+        self._url = _v3(keystone_url)
+        self._trustee = trustee
+        self._verify = verify
+
+    def make(self, token: str, *, user_id: str, project_id: str) -> str:
+        """The id of a new trust. Raises `TrustRefused`, `IdentityUnavailable`."""
+        trust = {
+            "trustor_user_id": user_id,
+            "trustee_user_id": self._trustee,
+            "project_id": project_id,
+            "impersonation": True,
+            "allow_redelegation": False,
+            "roles": [{"name": role} for role in ROLES],
+        }
+        try:
+            answer = self._session(token).post(self._url + _TRUSTS, json={"trust": trust})
+            return str(answer.json()["trust"]["id"])
+        except _GONE as error:
+            raise TrustRefused(detail=_said(error)) from error
+        except (exceptions.ClientException, ValueError, LookupError) as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
+
+    def remove(self, token: str, trust_id: str) -> None:
+        """One that is not there is as good. Raises `IdentityUnavailable`."""
+        _remove(self._session(token), f"{self._url}{_TRUSTS}/{trust_id}")
+
+    def _session(self, token: str) -> Session:
+        return Session(auth=Token(self._url, token), verify=self._verify, timeout=30, redirect=False)
+
+
+class Trusts:
+    """What the trustee can do by trusts. For any thread."""
+
+    def __init__(self, login: Callable[[str | None], Session], *, interface: str, region: str | None) -> None:
+        """`login`: a session by a trust, or of the service itself (None). `interface`: of the object store."""
+        self._login = login
+        self._where: dict[str, Any] = {"service_type": "object-store", "interface": interface, "region_name": region}
+        self._sessions: dict[str | None, Session] = {}
+        self._lock = threading.Lock()
+
+    def lend(self, trust_id: str, *, account: str | None = None) -> Lent:
+        """What the project's object store is opened with, good for a quarter of an hour or half of its life.
+
+        `account`: the prefix of an account beside the project's own (`SERVICE_`), which needs the service's token, too.
+        Raises `TrustBroken`, `IdentityUnavailable`.
+        """
+        session = self._session(trust_id)
+        try:
+            token = _fresh(session)
+            url = session.get_endpoint(**self._where)
+            if not url:
+                raise IdentityUnavailable(detail="the catalog has no object store")
+        except _GONE as error:
+            self.forget(trust_id)
+            raise TrustBroken(detail=_said(error)) from error
+        except exceptions.ClientException as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
+        if account is None:
+            return Lent(str(url), token)
+        return Lent(_of_account(str(url), account), token, self._service_token())
+
+    def check(self, trust_id: str) -> None:
+        """Whether it stands, by a new token: an old one outlives it. Raises `TrustBroken`, `IdentityUnavailable`."""
+        self.forget(trust_id)
+        self.lend(trust_id)
+
+    def end(self, trust_id: str) -> None:
+        """Remove it: its owner does not need it any more. One that does not work is as good as removed.
+
+        Raises `IdentityUnavailable`.
+        """
+        session = self._session(trust_id)
+        try:
+            plugin = session.auth
+            assert isinstance(plugin, BaseIdentityPlugin)
+            url = _v3(plugin.auth_url or "")
+            session.get_token()
+        except _GONE:
+            return
+        except exceptions.ClientException as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
+        finally:
+            self.forget(trust_id)
+        _remove(session, f"{url}{_TRUSTS}/{trust_id}")
+
+    def forget(self, trust_id: str) -> None:
+        """Ask Keystone anew the next time."""
+        with self._lock:
+            self._sessions.pop(trust_id, None)
+
+    def _service_token(self) -> str:
+        try:
+            return _fresh(self._session(None))
+        except exceptions.ClientException as error:
+            detail = f"[{SECTION}] is not accepted, or has no project of its own: {_said(error)}"
+            raise IdentityUnavailable(detail=detail) from error
+
+    def _session(self, trust_id: str | None) -> Session:
+        with self._lock:
+            found = self._sessions.pop(trust_id, None) or self._login(trust_id)
+            while len(self._sessions) >= _KEPT:  # the one that was not used for longest
+                self._sessions.pop(next(iter(self._sessions)))
+            self._sessions[trust_id] = found
+            return found
+
+
+def load(file: Path | None) -> Trusts | None:
+    """As `[trustee]` of a configuration file says; None: it says nothing. Asks nothing of Keystone yet.
+
+    Raises `SettingsWrong`.
+    """
+    conf = _section(file)
+    section = conf[SECTION]
+    if not section.auth_type:
+        return None
+
+    def login(trust_id: str | None) -> Session:
+        # by a trust there is no other scope
+        scope: dict[str, Any] = {} if trust_id is None else {**dict.fromkeys(_SCOPE), "trust_id": trust_id}
+        plugin = loading.load_auth_from_conf_options(conf, SECTION, **scope)
+        session: Session = loading.load_session_from_conf_options(conf, SECTION, auth=plugin)
+        return session
+
+    try:
+        login(None)
+    except (cfg.Error, exceptions.ClientException) as error:
+        raise SettingsWrong(detail=f"[{SECTION}]: {error}") from error
+    return Trusts(login, interface=section.interface or "public", region=section.region_name)
+
+
+def trustee_id(file: Path | None) -> str | None:
+    """The user whom jobs are delegated to: `[trustee] user_id`. The API needs no more. Raises `SettingsWrong`."""
+    found: str | None = _section(file)[SECTION].user_id
+    return found
+
+
+_OWN = [
+    cfg.StrOpt("user_id"),
+    cfg.StrOpt("interface", default="public"),
+    cfg.StrOpt("region_name"),
+]
+
+
+def _section(file: Path | None) -> cfg.ConfigOpts:
+    conf = cfg.ConfigOpts()
+    try:
+        conf([], project="raksha", default_config_files=[str(file)] if file else [], default_config_dirs=[])
+        loading.register_auth_conf_options(conf, SECTION)
+        loading.register_session_conf_options(conf, SECTION)
+        if conf[SECTION].auth_type:
+            loading.load_auth_from_conf_options(conf, SECTION)  # registers the options of this type
+        for option in _OWN:
+            try:
+                conf.register_opt(option, SECTION)
+            except cfg.DuplicateOptError:  # the plugin has it
+                continue
+    except (cfg.Error, exceptions.ClientException, OSError, UnicodeDecodeError) as error:
+        raise SettingsWrong(detail=f"[{SECTION}]: {error}") from error
+    return conf
+
+
+def _fresh(session: Session) -> str:
+    """A token that lasts for a while."""
+    plugin = session.auth
+    assert isinstance(plugin, BaseIdentityPlugin)
+    access = plugin.get_access(session)
+    ends, begins = access.expires, access.issued
+    life = (ends - begins).total_seconds() if ends is not None and begins is not None else 0.0
+    if access.will_expire_soon(stale_duration=int(min(_LASTS, life / 2))):
+        session.invalidate()
+        access = plugin.get_access(session)
+    return str(access.auth_token)
+
+
+def _remove(session: Session, url: str) -> None:
+    try:
+        session.delete(url)
+    except _GONE:
+        return
+    except exceptions.ClientException as error:
+        raise IdentityUnavailable(detail=_said(error)) from error
+
+
+def _v3(url: str) -> str:
+    base = url.rstrip("/")
+    return base if base.endswith("/v3") else f"{base}/v3"
+
+
+def _of_account(url: str, prefix: str) -> str:
+    """The address of `AUTH_abc` with another prefix: `SERVICE_abc`."""
+    base, _, account = url.rstrip("/").rpartition("/")
+    return f"{base}/{prefix}{account.partition('_')[2] or account}"
+
+
+def _said(error: Exception) -> str:
+    """What Keystone said, without the address that was asked: it may name a trust."""
+    status = getattr(error, "http_status", None)
+    return f"{type(error).__name__}" + (f" ({status})" if status else "")
