@@ -2,7 +2,8 @@
 
 Three ways to log in, in the order in which they are looked for:
 
-1. a token made by somebody else: OS_STORAGE_URL and OS_AUTH_TOKEN. It cannot be renewed.
+1. a token made by somebody else: OS_STORAGE_URL and OS_AUTH_TOKEN (and OS_SERVICE_TOKEN, for accounts that the
+   token of a tenant alone does not open). Only who made it can renew it.
 2. v1 (tempauth, Ceph): ST_AUTH, ST_USER, ST_KEY, unless ST_AUTH_VERSION or OS_IDENTITY_API_VERSION says 3.
 3. v3 (Keystone): OS_AUTH_URL with user and password, or with an application credential.
 
@@ -25,8 +26,23 @@ class TokenCredentials:
 
     storage_url: str
     token: str = field(repr=False)
+    #: of the service, for accounts that the tenant's own token does not open
+    service_token: str | None = field(default=None, repr=False)
     #: file of certificates to trust, in place of the system's
     cacert: str | None = None
+
+
+class LentCredentials:
+    """A token that whoever lends it replaces in time. For any thread."""
+
+    def __init__(self, first: TokenCredentials) -> None:
+        self._current = first
+
+    def current(self) -> TokenCredentials:
+        return self._current
+
+    def renew(self, later: TokenCredentials) -> None:
+        self._current = later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +81,7 @@ class V3Credentials:
     storage_url: str | None = None
 
 
-Credentials = TokenCredentials | V1Credentials | V3Credentials
+Credentials = TokenCredentials | LentCredentials | V1Credentials | V3Credentials
 
 
 def from_environment(url: str, environ: Mapping[str, str]) -> Credentials:
@@ -73,7 +89,7 @@ def from_environment(url: str, environ: Mapping[str, str]) -> Credentials:
     found = {name: value for name, value in environ.items() if value}
     cacert, storage_url = found.get("OS_CACERT"), found.get("OS_STORAGE_URL")
     if storage_url and "OS_AUTH_TOKEN" in found:
-        return TokenCredentials(storage_url=storage_url, token=found["OS_AUTH_TOKEN"], cacert=cacert)
+        return given_token(found)
     version = found.get("ST_AUTH_VERSION") or found.get("OS_IDENTITY_API_VERSION") or ""
     if {"ST_AUTH", "ST_USER", "ST_KEY"} <= found.keys() and not version.startswith("3"):
         return V1Credentials(
@@ -86,6 +102,16 @@ def from_environment(url: str, environ: Mapping[str, str]) -> Credentials:
     if "OS_AUTH_URL" not in found:
         raise VaultAccessDenied(url=url, detail=f"no credentials are given: {_MISSING}")
     return _v3(url, found)
+
+
+def given_token(found: Mapping[str, str]) -> TokenCredentials:
+    """Of OS_STORAGE_URL, OS_AUTH_TOKEN, and OS_SERVICE_TOKEN if there is one. Raises `KeyError`."""
+    return TokenCredentials(
+        storage_url=found["OS_STORAGE_URL"],
+        token=found["OS_AUTH_TOKEN"],
+        service_token=found.get("OS_SERVICE_TOKEN"),
+        cacert=found.get("OS_CACERT"),
+    )
 
 
 def _v3(url: str, found: Mapping[str, str]) -> V3Credentials:

@@ -16,7 +16,7 @@ from keystoneauth1.identity import v3
 from keystoneauth1.session import Session
 from swiftclient.client import ClientException, HTTPConnection
 
-from raksha.vault.credentials import Credentials, TokenCredentials, V1Credentials, V3Credentials
+from raksha.vault.credentials import Credentials, LentCredentials, TokenCredentials, V1Credentials, V3Credentials
 
 T = TypeVar("T")
 #: swiftclient's pair of the parsed address and the connection
@@ -30,7 +30,8 @@ class Account:
     """Thread-safe. `timeout` is in seconds, for connecting, for each send and each receive."""
 
     def __init__(self, credentials: Credentials, timeout: float) -> None:
-        self._connect = _Connector(credentials.cacert, timeout)
+        given = credentials.current() if isinstance(credentials, LentCredentials) else credentials
+        self._connect = _Connector(given.cacert, timeout)
         self._login = _login(credentials, self._connect, timeout)
         self._idle: deque[tuple[str, Any]] = deque()
 
@@ -51,6 +52,7 @@ class Account:
 
     def _once(self, call: Callable[[str, str, HttpConn], T], url: str, token: str) -> T:
         connection = self._take(url)
+        connection.service_token = self._login.service_token()
         try:
             result = call(url, token, (connection.parsed_url, connection))
         except ClientException as error:
@@ -78,13 +80,24 @@ class Account:
         return self._connect(url)
 
 
+class _Connection(HTTPConnection):  # type: ignore[misc]
+    """Shows the service's token as well, where there is one: swiftclient's functions know of the user's only."""
+
+    service_token: str | None = None
+
+    def request(self, method: str, full_path: str, data: Any = None, headers: Any = None, files: Any = None) -> Any:
+        if self.service_token is not None:
+            headers = {**(headers or {}), "X-Service-Token": self.service_token}
+        return super().request(method, full_path, data, headers, files)
+
+
 class _Connector:
     def __init__(self, cacert: str | None, timeout: float) -> None:
         self._cacert = cacert
         self._timeout = timeout
 
     def __call__(self, url: str) -> Any:
-        connection = HTTPConnection(url, cacert=self._cacert, timeout=self._timeout)
+        connection = _Connection(url, cacert=self._cacert, timeout=self._timeout)
         connection.requests_args["allow_redirects"] = False
         return connection
 
@@ -96,8 +109,13 @@ class _Login(Protocol):
     def renew(self, stale: str) -> bool:
         """Forget a token that was refused. False if there is no way to another one."""
 
+    def service_token(self) -> str | None:
+        """What goes with it."""
+
 
 def _login(credentials: Credentials, connect: _Connector, timeout: float) -> _Login:
+    if isinstance(credentials, LentCredentials):
+        return _LentToken(credentials)
     if isinstance(credentials, V1Credentials):
         return _V1Login(credentials, connect)
     if isinstance(credentials, V3Credentials):
@@ -105,18 +123,36 @@ def _login(credentials: Credentials, connect: _Connector, timeout: float) -> _Lo
     return _GivenToken(credentials)
 
 
-class _GivenToken:
-    def __init__(self, credentials: TokenCredentials) -> None:
-        self._access = (credentials.storage_url, credentials.token)
+class _LentToken:
+    """The newest that there is: who lends it sees to that."""
+
+    def __init__(self, credentials: LentCredentials) -> None:
+        self._lent = credentials
 
     def access(self) -> tuple[str, str]:
-        return self._access
+        current = self._lent.current()
+        return current.storage_url, current.token
 
-    def renew(self, stale: str) -> bool:  # noqa: ARG002 the protocol's
-        return False
+    def renew(self, stale: str) -> bool:
+        return self._lent.current().token != stale
+
+    def service_token(self) -> str | None:
+        return self._lent.current().service_token
 
 
-class _V1Login:
+class _GivenToken(_LentToken):
+    """It stays the same."""
+
+    def __init__(self, credentials: TokenCredentials) -> None:
+        super().__init__(LentCredentials(credentials))
+
+
+class _OwnLogin:
+    def service_token(self) -> str | None:
+        return None
+
+
+class _V1Login(_OwnLogin):
     """One token for all threads, however many of them see it expire."""
 
     def __init__(self, credentials: V1Credentials, connect: _Connector) -> None:
@@ -153,7 +189,7 @@ class _V1Login:
         return self._credentials.storage_url or url, token
 
 
-class _V3Login:
+class _V3Login(_OwnLogin):
     """Keystone. The session renews a token before it expires; `renew` is for one that was revoked."""
 
     def __init__(self, credentials: V3Credentials, timeout: float) -> None:

@@ -22,12 +22,13 @@ from raksha.errors import (
     ObjectCorrupt,
     ObjectExists,
     ObjectMissing,
+    RakshaError,
     VaultAccessDenied,
     VaultFull,
     VaultUnavailable,
 )
 from raksha.vault.address import open_store
-from raksha.vault.credentials import TokenCredentials, V1Credentials, V3Credentials, from_environment
+from raksha.vault.credentials import LentCredentials, TokenCredentials, V1Credentials, V3Credentials, from_environment
 from raksha.vault.retry import RetryStore
 from raksha.vault.store import BACKUPS, SEGMENTS, Part, Store
 from raksha.vault.swift import SwiftStore
@@ -156,6 +157,32 @@ def test_a_given_token_serves_until_it_ends(swift: SwiftBed, swift_place: SwiftP
     assert store.get(NAME) == b"x"
     swift.revoke_tokens()
     refused(given, token, "401")
+
+
+def test_a_lent_token_is_replaced_by_whoever_lends_it(swift: SwiftBed, swift_place: SwiftPlace, store: Store) -> None:
+    lent = LentCredentials(TokenCredentials(storage_url=swift.storage_url, token=token_of(swift)))
+    borrower = swift_place.open(credentials=lent)
+    borrower.put(NAME, b"x")
+    swift.revoke_tokens()
+    refused(borrower, "AUTH_tk", "401")
+    lent.renew(TokenCredentials(storage_url=swift.storage_url, token=token_of(swift)))
+    borrower.put(NAME, b"y")
+    assert store.get(NAME) == b"y"
+
+
+def test_the_service_s_token_goes_with_every_request(swift_place: SwiftPlace) -> None:
+    with serving(lambda *_: (404, {}, b"")) as (url, seen):
+        given = TokenCredentials(storage_url=f"{url}/v1/SERVICE_a", token="user", service_token="service")
+        store = swift_place.open(credentials=given)
+        for ask in (lambda: store.get(NAME), lambda: store.head(NAME)):
+            with pytest.raises(ObjectMissing):
+                ask()
+        with pytest.raises(RakshaError):
+            store.put(NAME, b"x")
+        assert len(seen.requests) >= 3
+        for _, _, headers, _ in seen.requests:
+            shown = {name.lower(): value for name, value in headers.items()}
+            assert (shown["x-auth-token"], shown["x-service-token"]) == ("user", "service")
 
 
 def test_tokens_that_end_in_mid_stream_are_renewed(swift: SwiftBed, store: Store) -> None:

@@ -168,7 +168,10 @@ def test_incomplete_credentials_are_refused(missing: str) -> None:
         from_environment("swift://", {**V3, missing: ""})
 
 
-@pytest.mark.parametrize("environ", [V1, V3, {"OS_STORAGE_URL": "http://swift", "OS_AUTH_TOKEN": "s3cret"}])
+TOKEN = {"OS_STORAGE_URL": "http://swift", "OS_AUTH_TOKEN": "s3cret", "OS_SERVICE_TOKEN": "also s3cret"}
+
+
+@pytest.mark.parametrize("environ", [V1, V3, TOKEN])
 def test_a_secret_is_no_part_of_the_repr(environ: dict[str, str]) -> None:
     found = from_environment("swift://", environ)
     assert "s3cret" not in repr(found)
