@@ -29,7 +29,7 @@ SECTIONS: Mapping[str, frozenset[str]] = {
     )
 }
 #: sections of others, who look at them themselves
-_FOREIGN = frozenset({"keystone_authtoken"})
+_FOREIGN = frozenset({"keystone_authtoken", "trustee"})
 
 
 def check(path: Path | None = None) -> None:
@@ -57,6 +57,16 @@ def check(path: Path | None = None) -> None:
         problems += [f"[{section}] has no option {name}{_meant(name, SECTIONS[section])}" for name in unknown]
     if problems:
         raise SettingsWrong(detail=f"{file}: {'; '.join(problems)}")
+
+
+def has_section(file: Path | None, name: str) -> bool:
+    """Whether a file that was checked, or a variable, says anything of this section."""
+    if any(variable.startswith(f"OS_{name.upper()}__") for variable in os.environ):
+        return True
+    found: dict[str, dict[str, list[str]]] = {}
+    if file is not None:
+        cfg.ConfigParser(str(file), found).parse()
+    return name in found
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:

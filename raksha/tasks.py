@@ -112,8 +112,11 @@ class VaultAccess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     url: str
     #: in its `vault.json`; another there is an error
     vault_uuid: str
-    #: a token of the run's project; None: with what the agent's own environment says
+    #: a token of the run's project, as variables of an environment; None: with what the agent's own says
     credentials: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"VaultAccess({self.url!r})"
 
 
 class Copy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -242,6 +245,9 @@ class Renewed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cancel: bool = False
     #: newer ones, where the claim came with some
     credentials: dict[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"Renewed({self.lease_seconds}, cancel={self.cancel})"
 
 
 # -- what comes of it -------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from raksha.db import migrate
 from raksha.db.session import Database, connect
 from raksha.errors import RakshaError, SettingsWrong
 from raksha.rpc import Bus
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.loop import Loop
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s [%(backupjobrun)s] %(message)s"
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _log_runs()
             # before there are threads: none of them is interrupted, the first one looks for them
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-            _work(database, settings)
+            _work(database, settings, trusts(options.config))
         finally:
             database.close()
     except RakshaError as error:
@@ -48,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-def _work(database: Database, settings: SchedulerSettings) -> None:
+def _work(database: Database, settings: SchedulerSettings, access: Access) -> None:
     """Until SIGTERM or SIGINT, and then until the step under way is done."""
     bus = Bus(settings.transport_url) if settings.transport_url else None
     end_metrics = None
     try:
-        loop = Loop(database, settings, bus)
+        loop = Loop(database, settings, bus, access)
         if settings.metrics_port:
             end_metrics = serve_metrics(loop, settings)
         thread = threading.Thread(target=loop.run, name="scheduler")
@@ -67,6 +68,19 @@ def _work(database: Database, settings: SchedulerSettings) -> None:
             end_metrics()
         if bus is not None:
             bus.close()
+
+
+def trusts(file: Path | None) -> Access:
+    """How vaults are opened: as `[trustee]` says, if there is such a section. Raises `SettingsWrong`."""
+    found = file or (config_check.STANDARD_FILE if config_check.STANDARD_FILE.exists() else None)
+    if not config_check.has_section(found, "trustee"):
+        return ENVIRONMENT
+    try:
+        from raksha.openstack import trusts
+    except ImportError as error:
+        detail = f"[trustee] needs the package {error.name}: pip install 'raksha[keystone]'"
+        raise SettingsWrong(detail=detail) from error
+    return Access(trusts.load(found))
 
 
 def serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]:

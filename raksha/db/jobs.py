@@ -81,6 +81,40 @@ def change(
         _name_members(session, id, members)
 
 
+def trust(session: Session, project_id: str, job_id: str | None = None) -> str | None:
+    """The trust of a job; of none in particular: of one of the project's jobs that work."""
+    mine = [BackupJob.project_id == project_id, BackupJob.trust_id.is_not(None)]
+    if job_id is not None:
+        mine.append(BackupJob.id == job_id)
+    order = (BackupJob.state == JobState.SUSPENDED), BackupJob.created_at.desc()
+    return session.scalars(select(BackupJob.trust_id).where(*mine).order_by(*order)).first()
+
+
+def has_trust(session: Session, trust_id: str) -> bool:
+    """Whether a job acts by it."""
+    return session.scalars(select(BackupJob.id).where(BackupJob.trust_id == trust_id)).first() is not None
+
+
+def take_over(session: Session, id: str, version: int, *, user_id: str, trust_id: str | None) -> None:
+    """It acts for another user from now on. Raises `RowNotFound`, `ChangedMeanwhile`."""
+    job = get(session, None, id)
+    former = [*job.former_trusts, *([job.trust_id] if job.trust_id is not None else [])]
+    change(session, id, version, user_id=user_id, trust_id=trust_id, former_trusts=former)
+
+
+def with_former_trusts(session: Session, limit: int) -> list[BackupJob]:
+    """Jobs that were taken over: trusts of theirs are to be ended."""
+    statement = select(BackupJob).where(BackupJob.former_trusts != []).limit(limit)
+    return list(session.scalars(statement))
+
+
+def forget_former_trusts(session: Session, id: str, ended: Sequence[str]) -> None:
+    """They are no more."""
+    job = get(session, None, id)
+    left = [trust for trust in job.former_trusts if trust not in ended]
+    rows.changed(session, update(BackupJob).where(BackupJob.id == id).values(former_trusts=left))
+
+
 def due(session: Session, limit: int) -> list[BackupJob]:
     """Active jobs whose time has come, the longest waiting first. `runs.fire` starts them."""
     statement = (
@@ -108,6 +142,10 @@ def deleting(session: Session, limit: int) -> list[BackupJob]:
     """Jobs on their way out: runs of them that end now are to be deleted (`runs.delete_ended`), and then the job."""
     statement = select(BackupJob).where(BackupJob.state == JobState.DELETING).order_by(BackupJob.updated_at)
     return list(session.scalars(statement.limit(limit)))
+
+
+def has_runs(session: Session, id: str) -> bool:
+    return session.scalars(select(BackupJobRun.id).where(BackupJobRun.backupjob_id == id).limit(1)).first() is not None
 
 
 def remove(session: Session, id: str) -> None:

@@ -6,9 +6,11 @@ has the task.
 
 from __future__ import annotations
 
+import logging
 from typing import cast
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,18 +18,26 @@ from raksha.config_scheduler import SchedulerSettings
 from raksha.db import rows, services, tasks, vaults
 from raksha.db.models import BackupJobRun, Restore, Task
 from raksha.db.session import Database
-from raksha.errors import StateConflict, StillNeeded
+from raksha.errors import IdentityUnavailable, RakshaError, StateConflict, StillNeeded, TrustBroken
 from raksha.scheduler import outcome
+from raksha.scheduler.access import ENVIRONMENT, NOWHERE, Access, Place
 from raksha.states import TaskState
 from raksha.tasks import Claim, Claimed, Claims, Finish, HandBack, Held, Order, Renewed, Report, VaultAccess
 
+_log = logging.getLogger(__name__)
+
+#: seconds before a task is claimed again whose vault could not be opened
+_LATER = 15.0
 _ENDS = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED, TaskState.NEEDS_ATTENTION)
 
 
-def claim(database: Database, settings: SchedulerSettings, said: Claim) -> Claims:
-    """Raises `RowNotFound`: register (again). `StillNeeded`: a later start of this agent has registered."""
+def claim(database: Database, settings: SchedulerSettings, said: Claim, access: Access = ENVIRONMENT) -> Claims:
+    """Tasks whose vault cannot be opened are not given away: they fail if the trust is broken, or go back.
 
-    def work(session: Session) -> Claims:
+    Raises `RowNotFound`: register (again). `StillNeeded`: a later start of this agent has registered.
+    """
+
+    def work(session: Session) -> list[tuple[Claimed, Place | RakshaError]]:
         service = services.get(session, said.service_id)
         if service.instance != said.instance:
             detail = f"it was started again as {service.instance}"
@@ -36,9 +46,47 @@ def claim(database: Database, settings: SchedulerSettings, said: Claim) -> Claim
         got = tasks.claim(session, service.id, said.kinds, said.limit, settings.task_lease, holding)
         for task in got:
             outcome.begun(session, task)
-        return Claims(tasks=tuple(_claimed(session, task, settings) for task in got))
+        return [(_claimed(session, task, settings), _place(session, task, access)) for task in got]
 
-    return database.run(work)
+    given = (_lent(database, access, task, place) for task, place in database.run(work))
+    return Claims(tasks=tuple(task for task in given if task is not None))
+
+
+def _place(session: Session, task: Task, access: Access) -> Place | RakshaError:
+    if task.vault_id is None:
+        return NOWHERE
+    try:
+        return access.place(session, vaults.get(session, task.vault_id), _job(session, task))
+    except TrustBroken as error:
+        return error
+
+
+def _job(session: Session, task: Task) -> str | None:
+    """By whose trust it is done. That of a restore: any of the project's, as what is read may be of several jobs."""
+    if task.restore_id is not None:
+        return None
+    mine = BackupJobRun.id == task.backupjobrun_id
+    return session.scalars(select(BackupJobRun.backupjob_id).where(mine)).one_or_none()
+
+
+def _lent(database: Database, access: Access, task: Claimed, place: Place | RakshaError) -> Claimed | None:
+    """With what opens its vault. None: there is nothing to be had, and the task was ended or went back."""
+    try:
+        if isinstance(place, RakshaError):
+            raise place
+        lent = access.lend(place)
+    except IdentityUnavailable as error:
+        _log.warning("task %s goes back: %s", task.task_id, error, extra={"action": "claim"})
+        hand_back(database, HandBack(task_id=task.task_id, epoch=task.epoch, delay=_LATER))
+        return None
+    except RakshaError as error:
+        _log.error("task %s has failed: %s", task.task_id, error, extra={"action": "claim"})
+        document = error.document()
+        finish(database, Finish(task_id=task.task_id, epoch=task.epoch, to=TaskState.ERROR, error=document))
+        return None
+    if lent is None or task.vault is None:
+        return task
+    return replace(task, vault=replace(task.vault, credentials=lent))
 
 
 def _claimed(session: Session, task: Task, settings: SchedulerSettings) -> Claimed:
@@ -72,10 +120,20 @@ def _request_id(session: Session, task: Task) -> str | None:
     return session.scalars(select(BackupJobRun.request_id).where(BackupJobRun.id == task.backupjobrun_id)).one_or_none()
 
 
-def renew(database: Database, settings: SchedulerSettings, said: Held) -> Renewed:
+def renew(database: Database, settings: SchedulerSettings, said: Held, access: Access = ENVIRONMENT) -> Renewed:
     """Raises `RowNotFound`, `EpochStale`, `StateConflict` when the task has ended."""
-    task = database.run(lambda session: tasks.renew(session, said.task_id, said.epoch, settings.task_lease))
-    return Renewed(lease_seconds=settings.task_lease, cancel=task.cancel_requested_at is not None)
+
+    def work(session: Session) -> tuple[Task, Place | RakshaError]:
+        task = tasks.renew(session, said.task_id, said.epoch, settings.task_lease)
+        return task, _place(session, task, access)
+
+    task, place = database.run(work)
+    lent = None
+    try:
+        lent = access.lend(place) if isinstance(place, Place) else None
+    except RakshaError as error:  # with what it has, it may still come to its end
+        _log.warning("task %s: %s", said.task_id, error, extra={"action": "renew"})
+    return Renewed(lease_seconds=settings.task_lease, cancel=task.cancel_requested_at is not None, credentials=lent)
 
 
 def report(database: Database, said: Report) -> None:

@@ -33,6 +33,7 @@ from raksha.db.models import Vault, VmResourceBackup
 from raksha.db.session import Database
 from raksha.errors import DatabaseBehind, ObjectMissing, RakshaError, RowNotFound
 from raksha.scheduler import consolidating
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.keeping import kept
 from raksha.scheduler.places import writing
 from raksha.states import RunState
@@ -75,7 +76,9 @@ def due(database: Database, settings: SchedulerSettings) -> list[Vault]:
         ]  # fmt: skip
 
 
-def collect(database: Database, settings: SchedulerSettings, vault: Vault, me: str) -> Collected | None:
+def collect(
+    database: Database, settings: SchedulerSettings, vault: Vault, me: str, access: Access = ENVIRONMENT
+) -> Collected | None:
     """None: another does, or it cannot be done now; the log says why. Raises nothing but what nobody thought of."""
     seconds = settings.commit_lease
     ours = partial(database.run, partial(vaults.collect, id=vault.id, collector_id=me, seconds=seconds))
@@ -84,7 +87,8 @@ def collect(database: Database, settings: SchedulerSettings, vault: Vault, me: s
     told = {"action": "collect", "vault": vault.id}
     done = None
     try:
-        with kept(ours, seconds), writing(vault, _PATIENCE) as catalog:
+        credentials = access.credentials(database, vault)
+        with kept(ours, seconds), writing(vault, _PATIENCE, credentials) as catalog:
             done = _Collection(database, catalog, vault, ours)()
         level = logging.INFO if done.segments or done.objects else logging.DEBUG
         _log.log(level, "vault %s: %d segments, %d objects removed", vault.url, done.segments, done.objects, extra=told)

@@ -44,6 +44,7 @@ from raksha.errors import (
     StillNeeded,
 )
 from raksha.scheduler import advance, releasing
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.draft import Draft, draft
 from raksha.scheduler.places import writing
 from raksha.states import RunState, TaskKind
@@ -61,7 +62,9 @@ _FIRST, _LONGEST = 2.0, 300.0
 _NOT_MINE = (EpochStale, StateConflict, StillNeeded, DatabaseUnavailable, DatabaseBusy, CommitUnknown)
 
 
-def commit(database: Database, settings: SchedulerSettings, run_id: str, me: str) -> frozenset[str]:
+def commit(
+    database: Database, settings: SchedulerSettings, run_id: str, me: str, access: Access = ENVIRONMENT
+) -> frozenset[str]:
     """Bring a run that is COMMITTING to its end, or put it off. Hosts that have something to claim now.
 
     `me`: names this scheduler. Raises nothing but what nobody thought of.
@@ -72,7 +75,7 @@ def commit(database: Database, settings: SchedulerSettings, run_id: str, me: str
     except _NOT_MINE:
         return frozenset()
     try:
-        return _commit(database, settings, run_id, epoch)
+        return _commit(database, settings, run_id, epoch, access)
     except _NOT_MINE as error:
         _log.warning("run %s: %s", run_id, error, extra=told)
     except RakshaError as error:
@@ -82,13 +85,13 @@ def commit(database: Database, settings: SchedulerSettings, run_id: str, me: str
     return frozenset()
 
 
-def _commit(database: Database, settings: SchedulerSettings, run_id: str, epoch: int) -> frozenset[str]:
+def _commit(database: Database, settings: SchedulerSettings, run_id: str, epoch: int, access: Access) -> frozenset[str]:
     with database.reading() as session:
         found = draft(session, run_id)
         waited = (rows.clock(session) - found.run.created_at) / SECOND
     told = {"action": "commit", "backupjobrun": run_id}
     try:
-        number = _write(database, settings, found, epoch)
+        number = _write(database, settings, found, epoch, access)
     except (Refused, NotFound) as error:  # the vault is not as it was: somebody may put it right
         if isinstance(error, _NOT_MINE) or found.document.number or waited < settings.max_wait:
             raise
@@ -113,13 +116,16 @@ def _own(session: Session, run_id: str, me: str, seconds: float) -> int:
 # -- the vault --------------------------------------------------------------------------------------
 
 
-def _write(database: Database, settings: SchedulerSettings, found: Draft, epoch: int) -> int | RakshaError:
+def _write(
+    database: Database, settings: SchedulerSettings, found: Draft, epoch: int, access: Access
+) -> int | RakshaError:
     """All objects of the run. Its number; or why there is no hope for it, `run.json` not being there."""
 
     def fence() -> None:
         database.run(partial(runs.keep, id=found.run.id, epoch=epoch, seconds=settings.commit_lease))
 
-    with writing(found.vault, _PATIENCE) as catalog:
+    credentials = access.credentials(database, found.vault, found.run.backupjob_id)
+    with writing(found.vault, _PATIENCE, credentials) as catalog:
         document = found.document
         if document.number and is_committed(catalog, document):
             return document.number

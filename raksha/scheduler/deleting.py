@@ -33,12 +33,14 @@ from raksha.errors import (
     DatabaseBusy,
     DatabaseUnavailable,
     EpochStale,
+    IdentityUnavailable,
     RakshaError,
     RowNotFound,
     StateConflict,
     StillNeeded,
 )
 from raksha.scheduler import consolidating
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.keeping import kept
 from raksha.scheduler.places import writing
 from raksha.states import BackupState, RunState
@@ -67,7 +69,7 @@ class _Victim(Struct, frozen=True):
     vms: list[str]
 
 
-def delete(database: Database, settings: SchedulerSettings, run_id: str, me: str) -> bool:
+def delete(database: Database, settings: SchedulerSettings, run_id: str, me: str, access: Access = ENVIRONMENT) -> bool:
     """Bring a run that is DELETING as far as it goes now. Whether it is gone. Raises nothing but what nobody thought
     of."""
     told = {"action": "delete", "backupjobrun": run_id}
@@ -77,7 +79,7 @@ def delete(database: Database, settings: SchedulerSettings, run_id: str, me: str
         return False
     try:
         with kept(partial(_keep, database, victim), victim.seconds):
-            left = _delete(database, settings, victim)
+            left = _delete(database, settings, victim, access)
     except _GONE as error:
         _log.warning("run %s: %s", run_id, error, extra=told)
     except (StillNeeded, StateConflict) as error:
@@ -100,15 +102,23 @@ def waiting(database: Database, limit: int) -> list[str]:
         return [run.id for run in runs.abandoned(session, RunState.DELETING, limit)]
 
 
-def remove_jobs(database: Database, limit: int = 100) -> int:
-    """Jobs on their way out: their ended runs go, and at last their rows. How many are gone."""
+def remove_jobs(database: Database, limit: int = 100, access: Access = ENVIRONMENT) -> int:
+    """Jobs on their way out: their ended runs go, then their trusts, and at last their rows. How many are gone."""
     gone = 0
     with database.reading() as session:
-        found = [job.id for job in jobs.deleting(session, limit)]
-    for id in found:
+        found = {job.id: [*job.former_trusts, job.trust_id] for job in jobs.deleting(session, limit)}
+    for id, trusts in found.items():
         database.run(partial(runs.delete_ended, job_id=id))
+        with database.reading() as session:
+            if jobs.has_runs(session, id):
+                continue
         try:
+            for trust in filter(None, trusts):
+                access.end(trust)
             database.run(partial(jobs.remove, id=id))
+        except IdentityUnavailable as error:
+            _log.warning("the trust of job %s cannot be ended yet: %s", id, error, extra={"backupjob": id})
+            continue
         except (StillNeeded, RowNotFound):
             continue
         gone += 1
@@ -130,10 +140,11 @@ def _own(session: Session, run_id: str, me: str, seconds: float) -> _Victim:
     return _Victim(run_id, epoch, seconds, run.backupjob_id, vault, backups.of_run(session, run_id), vms)
 
 
-def _delete(database: Database, settings: SchedulerSettings, victim: _Victim) -> float | None:
+def _delete(database: Database, settings: SchedulerSettings, victim: _Victim, access: Access) -> float | None:
     """None: it is gone; otherwise the seconds that it stays in the trash. Raises `StillNeeded`: not yet."""
     if victim.vault is not None and victim.vault.vault_uuid is not None:
-        with writing(victim.vault, _PATIENCE) as catalog:
+        credentials = access.credentials(database, victim.vault, victim.backupjob)
+        with writing(victim.vault, _PATIENCE, credentials) as catalog:
             _free(database, catalog, victim, victim.vault.id, settings)
             left = database.run(partial(_trash, victim=victim, seconds=settings.trash_seconds))
             if left > 0:

@@ -33,11 +33,13 @@ from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Reservatio
 from raksha.db.session import Database
 from raksha.db.slots import Slot
 from raksha.db.transition import transition
-from raksha.errors import RowNotFound, StateConflict
+from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, StateConflict, TrustBroken
 from raksha.scheduler import advance
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.parents import choose
 from raksha.scheduler.placement import Placed, Wait, members, place, willing
 from raksha.scheduler.places import make_vault, vault_url
+from raksha.scheduler.suspension import suspend
 from raksha.states import BackupKind, JobState, RunState, RunVmState, ServiceKind, TaskKind, TaskState
 from raksha.tasks import BackupOrder
 
@@ -103,7 +105,7 @@ class _Round:
         return ("project", run.project_id) in self.full or (said is not None and tuple(said) in self.full)
 
 
-def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
+def dispatch(database: Database, settings: SchedulerSettings, access: Access = ENVIRONMENT) -> Dispatched:
     """One round over the queue."""
     with database.reading() as session:
         found = runs.queued(session, LOOKED_AT)
@@ -117,7 +119,7 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
             waiting += 1
             continue
         try:
-            outcome = _started(database, round_, run.id)
+            outcome = _started(database, round_, run, access)
         except (StateConflict, RowNotFound):  # cancelled, another scheduler has it, or a copy of it went just now
             continue
         if isinstance(outcome, Wait):
@@ -130,14 +132,17 @@ def dispatch(database: Database, settings: SchedulerSettings) -> Dispatched:
     return Dispatched(started, waiting, frozenset(hosts))
 
 
-def _started(database: Database, round_: _Round, run_id: str) -> Wait | set[str]:
+def _started(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> Wait | set[str]:
     """Makes the vault as well, where there is none."""
+    run_id = run.id
+    if (refused := _not_delegated(database, run, access)) is not None:
+        return database.run(partial(_refuse, round_=round_, run_id=run_id, error=refused))
     outcome = database.run(partial(_start, round_=round_, run_id=run_id))
     if not isinstance(outcome, _NoVaultYet):
         return outcome
     vault = outcome.vault
     if vault.id not in round_.unmade:
-        made = round_.away.get(vault.vault_service_id) or make_vault(database, vault)
+        made = round_.away.get(vault.vault_service_id) or make_vault(database, vault, access, run.backupjob_id)
         round_.unmade[vault.id] = made
         if made is not None and made.code == "vault_away":
             round_.away[vault.vault_service_id] = made
@@ -145,6 +150,30 @@ def _started(database: Database, round_: _Round, run_id: str) -> Wait | set[str]
     if isinstance(again, _NoVaultYet):  # it was made, and the row is gone since
         raise RowNotFound(noun=vaults.NOUN, id=vault.id)
     return again
+
+
+def _not_delegated(database: Database, run: BackupJobRun, access: Access) -> RakshaError | None:
+    """Whether the job may still act for its owner, where it does so by a trust."""
+    with database.reading() as session:
+        trust = jobs.trust(session, run.project_id, run.backupjob_id)
+    try:
+        if trust is not None:
+            access.check(trust)
+    except (TrustBroken, IdentityUnavailable) as error:
+        return error
+    return None
+
+
+def _refuse(session: Session, round_: _Round, run_id: str, error: RakshaError) -> Wait | set[str]:
+    run = runs.get(session, None, run_id)
+    if isinstance(error, IdentityUnavailable):
+        wait = Wait("identity_away", str(error))
+        _stay(session, round_, run, wait)
+        return wait
+    job = jobs.get(session, None, run.backupjob_id)
+    advance.fail(session, run, job, error.document(), round_.settings)
+    suspend(session, job.id, error)
+    return set()
 
 
 def _start(session: Session, round_: _Round, run_id: str, unmade: Wait | None = None) -> Wait | set[str] | _NoVaultYet:

@@ -3,17 +3,21 @@ work that is over."""
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from msgspec import Struct
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import backups, idempotency, runs, services, tasks
+from raksha.db import backups, idempotency, jobs, runs, services, tasks
 from raksha.db.models import BackupJobRun, Restore, Task
 from raksha.db.session import Database
-from raksha.errors import RowNotFound, StillNeeded
+from raksha.errors import IdentityUnavailable, RowNotFound, StillNeeded
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.states import PinHolder, RestoreState
+
+_log = logging.getLogger(__name__)
 
 #: seconds that a POST may be repeated
 REPEATABLE = 86400.0
@@ -29,8 +33,9 @@ class Forgotten(Struct, frozen=True):
     pins: int
 
 
-def tidy(database: Database, settings: SchedulerSettings) -> Forgotten:
+def tidy(database: Database, settings: SchedulerSettings, access: Access = ENVIRONMENT) -> Forgotten:
     """One round."""
+    _end_trusts(database, access)
     keys = database.run(partial(idempotency.forget, older_than=REPEATABLE))
     with database.reading() as session:
         silent = services.silent(session, settings.forget_services, _LOOKED_AT)
@@ -45,6 +50,21 @@ def tidy(database: Database, settings: SchedulerSettings) -> Forgotten:
         over = [id for kind, id in backups.pin_holders(session) if _over(session, kind, id)]
     pins = sum(database.run(partial(backups.unpin, holder_id=id)) for id in over)
     return Forgotten(keys, gone, pins)
+
+
+def _end_trusts(database: Database, access: Access) -> None:
+    """Of jobs that others took over."""
+    with database.reading() as session:
+        found = {job.id: list(job.former_trusts) for job in jobs.with_former_trusts(session, _LOOKED_AT)}
+    for id, trusts in found.items():
+        ended = []
+        try:
+            for trust in trusts:
+                access.end(trust)
+                ended.append(trust)
+        except IdentityUnavailable as error:
+            _log.warning("a former trust of job %s cannot be ended yet: %s", id, error, extra={"backupjob": id})
+        database.run(partial(jobs.forget_former_trusts, id=id, ended=ended))
 
 
 def _over(session: Session, kind: PinHolder, id: str) -> bool:

@@ -25,6 +25,7 @@ from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
 from raksha.scheduler import collecting, committing, deleting, housekeeping, restore_start, retaining
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.advance import advance
 from raksha.scheduler.background import Background
 from raksha.scheduler.dispatch import dispatch
@@ -48,10 +49,13 @@ _TIDY = 600.0
 class Loop:
     """One scheduler. `run` returns when `stop` was called, after the step that is under way."""
 
-    def __init__(self, database: Database, settings: SchedulerSettings, bus: Bus | None = None) -> None:
+    def __init__(
+        self, database: Database, settings: SchedulerSettings, bus: Bus | None = None, access: Access = ENVIRONMENT
+    ) -> None:
         self._database = database
         self._settings = settings
         self._bus = bus
+        self._access = access
         self._instance = str(uuid.uuid4())
         self._id: str | None = None
         self._stopped = False
@@ -135,7 +139,7 @@ class Loop:
         return row.state == ServiceState.ENABLED
 
     def _dispatch(self) -> object:
-        done = dispatch(self._database, self._settings)
+        done = dispatch(self._database, self._settings, self._access)
         self._tell(done.hosts)
         return done
 
@@ -148,7 +152,7 @@ class Loop:
 
     def _commit_one(self, run_id: str) -> None:
         with self.metrics.step("commit one"):
-            self._tell(committing.commit(self._database, self._settings, run_id, self._instance))
+            self._tell(committing.commit(self._database, self._settings, run_id, self._instance, self._access))
         with self._database.reading() as session:
             run = runs.get(session, None, run_id)
         self.metrics.moved.labels(run.state).inc()
@@ -161,12 +165,12 @@ class Loop:
         begun = 0
         for id in deleting.waiting(self._database, _AT_ONCE):
             begun += self._background.submit(f"delete {id}", partial(self._delete_one, id))
-        deleting.remove_jobs(self._database)
+        deleting.remove_jobs(self._database, access=self._access)
         return begun
 
     def _delete_one(self, run_id: str) -> None:
         with self.metrics.step("delete one"):
-            gone = deleting.delete(self._database, self._settings, run_id, self._instance)
+            gone = deleting.delete(self._database, self._settings, run_id, self._instance, self._access)
         if gone:
             self.wake()
 
@@ -190,10 +194,10 @@ class Loop:
 
     def _collect_one(self, vault: Vault) -> None:
         with self.metrics.step("collect one"):
-            self.metrics.note(collecting.collect(self._database, self._settings, vault, self._instance))
+            self.metrics.note(collecting.collect(self._database, self._settings, vault, self._instance, self._access))
 
     def _tidy(self) -> object:
-        return housekeeping.tidy(self._database, self._settings) if self._due("tidy", _TIDY) else None
+        return housekeeping.tidy(self._database, self._settings, self._access) if self._due("tidy", _TIDY) else None
 
     def _due(self, name: str, seconds: float) -> bool:
         if name in self._done_at and time.monotonic() - self._done_at[name] < seconds:
@@ -214,5 +218,5 @@ class Loop:
     def _heard(self) -> AbstractContextManager[None]:
         if self._bus is None:
             return nullcontext()
-        answers = handlers(self._database, self._settings, self.wake)
+        answers = handlers(self._database, self._settings, self.wake, self._access)
         return self._bus.serve(SCHEDULERS, self._settings.name, {**answers, WAKE: self.wake})

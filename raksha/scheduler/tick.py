@@ -24,10 +24,10 @@ from raksha.db import jobs, rows, runs, schedules
 from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob, BackupJobRun
 from raksha.db.session import Database
-from raksha.db.transition import transition
-from raksha.errors import RakshaError, StateConflict
+from raksha.errors import RakshaError
 from raksha.schedule import Due, Schedule, due, wants_full
-from raksha.states import BackupKind, JobState
+from raksha.scheduler.suspension import suspend
+from raksha.states import BackupKind
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def fire_batch(session: Session) -> Ticked:
                 continue
             planned = due(schedule, _dealt_with(job), now, GRACE)
         except RakshaError as error:
-            _suspend(session, job, error)
+            suspend(session, job.id, error)
             continue
         if planned.at is None:
             passed += _nothing_now(session, job, planned)
@@ -125,15 +125,6 @@ def _overlap(session: Session, job: BackupJob, planned: Due, run_id: str) -> boo
         values["next_full_at"] = job.next_run_at
     again = _micros(planned.again)
     return runs.pass_over(session, job, next_run_at=again, missed=planned.missed + 1, **values)
-
-
-def _suspend(session: Session, job: BackupJob, error: RakshaError) -> None:
-    _log.error("job %s is suspended: %s", job.id, error)
-    reason = {"code": error.code, "message": str(error)}
-    try:
-        transition(session, BackupJob, job.id, JobState.SUSPENDED, start={JobState.ACTIVE}, state_reason=reason)
-    except StateConflict:  # its owner was faster
-        return
 
 
 def _busy(session: Session, job_ids: Sequence[str]) -> dict[str, str]:

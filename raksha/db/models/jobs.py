@@ -81,6 +81,8 @@ class BackupJob(Base):
     vault_service_id: Mapped[str | None] = refers("vault_services.id", "RESTRICT")
     #: Keystone trust under which it runs
     trust_id: Mapped[Name | None]
+    #: by which it acted before others took it over; they are to be ended
+    former_trusts: Mapped[Document] = mapped_column(default=list)
 
     __table_args__ = options(
         Index(None, "project_id", "created_at", "id"),

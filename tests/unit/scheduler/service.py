@@ -16,6 +16,7 @@ from raksha.db.jobs import Member
 from raksha.db.models import BackupJob, BackupJobRun
 from raksha.db.session import Database
 from raksha.scheduler import collecting, committing, deleting
+from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.advance import advance
 from raksha.scheduler.dispatch import dispatch
 from raksha.scheduler.reap import reap
@@ -29,16 +30,19 @@ from tests.bed.scheduling import SETTINGS, runs_of
 class Service:
     """`swift`: a prefix of containers; None: the vault is a folder."""
 
-    def __init__(self, database: Database, folder: Path, swift: str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, database: Database, folder: Path, swift: str | None = None, access: Access = ENVIRONMENT, **settings: Any
+    ) -> None:
         self.database = database
         self.folder = folder
+        self.access = access
         self.settings = replace(SETTINGS, **settings)
         (folder / "vaults").mkdir()
         (folder / "spool").mkdir()
         self.url = f"swift://{swift}-{PROJECT}" if swift else f"file://{folder}/vaults/{PROJECT}"
         kind, root = ("swift", f"swift://{swift}") if swift else ("directory", f"file://{folder}/vaults")
         database.run(lambda s: vaults.declare(s, "main", kind=kind, url=root, is_default=True))
-        self.ask = handlers(database, self.settings, lambda: None)
+        self.ask = handlers(database, self.settings, lambda: None, access)
         self.agents: list[PretendAgent] = []
 
     def agent(self, host: str = "host-a", **more: Any) -> PretendAgent:
@@ -59,7 +63,7 @@ class Service:
         """What a scheduler does, but for what it does in vaults."""
         reap(self.database, self.settings)
         advance(self.database, self.settings)
-        dispatch(self.database, self.settings)
+        dispatch(self.database, self.settings, self.access)
 
     def to_commit(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
         """A new run, brought to where it is to be committed."""
@@ -73,7 +77,7 @@ class Service:
         return id
 
     def commit(self, id: str, me: str = "scheduler-1") -> RunState:
-        committing.commit(self.database, self.settings, id, me)
+        committing.commit(self.database, self.settings, id, me, self.access)
         return self.run_row(id).state
 
     def backup(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
@@ -89,7 +93,7 @@ class Service:
         for id in run_ids:
             self.database.run(lambda s, id=id: runs.begin_deleting(s, id))
         for id in deleting.waiting(self.database, 100):
-            deleting.delete(self.database, self.settings, id, me)
+            deleting.delete(self.database, self.settings, id, me, self.access)
 
     def go_on_deleting(self) -> None:
         for run in runs_of(self.database):

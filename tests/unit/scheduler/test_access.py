@@ -1,0 +1,213 @@
+"""Jobs that act by a trust: what is lent, what a broken one means, and when it ends.
+
+Keystone is played: that it refuses or is away at a given step cannot be had otherwise. A real one is in
+tests/openstack/test_trusts.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raksha.db import jobs, runs, vaults
+from raksha.db.models import BackupJob
+from raksha.db.session import Database
+from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, TrustBroken
+from raksha.openstack.trusts import Lent
+from raksha.scheduler import deleting, housekeeping
+from raksha.scheduler.access import Access
+from raksha.states import JobState, RunState
+from raksha.tasks import RENEW, Held
+from tests.unit.scheduler.service import Service
+
+URL = "http://swift/v1/AUTH_project"
+BROKEN, AWAY = TrustBroken(detail="Unauthorized (401)"), IdentityUnavailable(detail="ConnectFailure")
+
+
+class Keystone:
+    """Fulfils what `Access` needs of `Trusts`."""
+
+    def __init__(self) -> None:
+        self.fault: RakshaError | None = None
+        self.lent: list[str] = []
+        self.ended: list[str] = []
+
+    def lend(self, trust_id: str, *, account: str | None = None) -> Lent:
+        if self.fault is not None:
+            raise self.fault
+        self.lent.append(trust_id)
+        token = f"token {len(self.lent)} by {trust_id}"
+        return Lent(URL, token) if account is None else Lent(f"http://swift/v1/{account}project", token, "service")
+
+    def check(self, trust_id: str) -> None:
+        self.lend(trust_id)
+
+    def end(self, trust_id: str) -> None:
+        if self.fault is AWAY:
+            raise self.fault
+        self.ended.append(trust_id)
+
+
+@pytest.fixture
+def keystone() -> Keystone:
+    return Keystone()
+
+
+@pytest.fixture
+def service(sqlite: Database, tmp_path: Path, keystone: Keystone) -> Service:
+    made = Service(sqlite, tmp_path, access=Access(keystone))  # type: ignore[arg-type]
+    made.agent().have("vm-1")
+    in_its_account(made, "project")
+    return made
+
+
+def in_its_account(service: Service, account: str) -> None:
+    def work(session: Any) -> None:
+        vaults.change(session, vaults.named(session, "main").id, settings={"account": account})
+
+    service.database.run(work)
+
+
+def row(service: Service, job: str) -> BackupJob:
+    with service.database.reading() as session:
+        return jobs.get(session, None, job)
+
+
+def test_agents_are_lent_a_token_with_the_claim_and_newer_ones_with_the_lease(
+    service: Service, keystone: Keystone
+) -> None:
+    service.queue(service.job("vm-1", trust_id="trust-1"))
+    service.round()
+    (agent,) = service.agents
+    (task,) = agent.claim()
+    assert task.vault is not None
+    lent = {"OS_STORAGE_URL": URL, "OS_AUTH_TOKEN": f"token {len(keystone.lent)} by trust-1"}
+    assert task.vault.credentials == lent
+    assert "by trust-1" not in repr(task)
+    renewed = service.ask[RENEW](Held(task_id=task.task_id, epoch=task.epoch))
+    assert renewed.credentials == {**lent, "OS_AUTH_TOKEN": f"token {len(keystone.lent)} by trust-1"}
+    assert renewed.credentials != lent and "by trust-1" not in repr(renewed)
+    # a lease is not lost because Keystone is away
+    keystone.fault = AWAY
+    assert service.ask[RENEW](Held(task_id=task.task_id, epoch=task.epoch)).credentials is None
+
+
+def test_an_account_beside_the_project_s_needs_the_service_s_token_too(service: Service) -> None:
+    in_its_account(service, "service")
+    service.queue(service.job("vm-1", trust_id="trust-1"))
+    service.round()
+    (task,) = service.agents[0].claim()
+    assert task.vault is not None and task.vault.credentials is not None
+    assert task.vault.credentials["OS_STORAGE_URL"] == "http://swift/v1/SERVICE_project"
+    assert task.vault.credentials["OS_SERVICE_TOKEN"] == "service"
+
+
+def test_nothing_is_lent_where_all_share_an_account(service: Service, keystone: Keystone) -> None:
+    in_its_account(service, "shared")
+    service.queue(service.job("vm-1"))
+    service.round()
+    (task,) = service.agents[0].claim()
+    assert task.vault is not None and task.vault.credentials is None and keystone.lent == []
+
+
+def test_a_broken_trust_suspends_the_job_and_never_its_backups(service: Service, keystone: Keystone) -> None:
+    job = service.job("vm-1", trust_id="trust-1")
+    point = service.backup(job)
+    keystone.fault = BROKEN
+    run = service.queue(job)
+    service.round()
+    assert service.run_row(run).state == RunState.ERROR
+    assert service.run_row(run).error["code"] == "trust_broken"
+    found = row(service, job)
+    assert found.state == JobState.SUSPENDED and found.state_reason["code"] == "trust_broken"
+    assert "trust-1" not in str(found.state_reason)
+    service.round()
+    # nothing is tried again until somebody has seen to it
+    assert [each.state for each in _all(service, job)].count(RunState.QUEUED) == 0
+    assert service.run_row(point).state == RunState.AVAILABLE
+    service.check(job, point)
+
+
+def _all(service: Service, job: str) -> list[Any]:
+    with service.database.reading() as session:
+        return list(session.query(runs.BackupJobRun).filter_by(backupjob_id=job))
+
+
+def test_while_keystone_is_away_runs_wait(service: Service, keystone: Keystone) -> None:
+    job = service.job("vm-1", trust_id="trust-1")
+    keystone.fault = AWAY
+    run = service.queue(job)
+    service.round()
+    assert service.run_row(run).state == RunState.QUEUED
+    assert service.run_row(run).queued_reason["code"] == "identity_away"
+    keystone.fault = None
+    _at_once(service, run)
+    service.round()
+    assert service.run_row(run).state == RunState.READY
+
+
+def _at_once(service: Service, run: str) -> None:
+    service.database.run(lambda s: setattr(s.get_one(runs.BackupJobRun, run), "not_before", 0))
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"), [(BROKEN, RunState.ERROR), (AWAY, RunState.RUNNING)], ids=["broken", "away"]
+)
+def test_a_task_whose_vault_cannot_be_opened_is_not_given_away(
+    service: Service, keystone: Keystone, fault: RakshaError, state: RunState
+) -> None:
+    run = service.queue(service.job("vm-1", trust_id="trust-1"))
+    service.round()
+    keystone.fault = fault
+    assert service.agents[0].claim() == ()
+    service.round()
+    service.round()
+    assert service.run_row(run).state == state
+
+
+def test_a_commit_waits_for_keystone(service: Service, keystone: Keystone) -> None:
+    run = service.to_commit(service.job("vm-1", trust_id="trust-1"))
+    keystone.fault = AWAY
+    assert service.commit(run) == RunState.COMMITTING
+    keystone.fault = None
+    service.lease_over(run)
+    assert service.commit(run) == RunState.AVAILABLE
+
+
+def test_a_trust_ends_with_its_job_and_not_before_its_last_restore_point(service: Service, keystone: Keystone) -> None:
+    job = service.job("vm-1", trust_id="trust-1")
+    point = service.backup(job)
+    service.database.run(lambda s: jobs.begin_deleting(s, job))
+    assert deleting.remove_jobs(service.database, access=service.access) == 0
+    assert keystone.ended == []
+    service.go_on_deleting()
+    assert service.files("backupjobs") and point not in str(service.files("backupjobs"))
+    keystone.fault = AWAY
+    assert deleting.remove_jobs(service.database, access=service.access) == 0
+    assert row(service, job).state == JobState.DELETING
+    keystone.fault = None
+    assert deleting.remove_jobs(service.database, access=service.access) == 1
+    assert keystone.ended == ["trust-1"]
+    with pytest.raises(RowNotFound):
+        row(service, job)
+
+
+def test_the_trust_of_who_had_a_job_before_is_ended(service: Service, keystone: Keystone) -> None:
+    job = service.job("vm-1", trust_id="trust-1", user_id="anna")
+
+    def taken(by: str, trust: str) -> Callable[[Any], None]:
+        return lambda s: jobs.take_over(s, job, jobs.get(s, None, job).version, user_id=by, trust_id=trust)
+
+    service.database.run(taken("ben", "trust-2"))
+    service.database.run(taken("carl", "trust-3"))
+    keystone.fault = AWAY
+    housekeeping.tidy(service.database, service.settings, service.access)
+    assert row(service, job).former_trusts == ["trust-1", "trust-2"]
+    keystone.fault = None
+    housekeeping.tidy(service.database, service.settings, service.access)
+    assert keystone.ended == ["trust-1", "trust-2"]
+    found = row(service, job)
+    assert (found.former_trusts, found.trust_id, found.user_id) == ([], "trust-3", "carl")
