@@ -22,7 +22,6 @@ from raksha.restore.context import Context
 from raksha.rpc import Caller
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
-from raksha.vault.credentials import from_environment
 from raksha.virt.libvirt.engines import LibvirtEngines
 
 
@@ -51,10 +50,8 @@ class Host(Struct, frozen=True):
         access = work.claimed.vault
         if access is None:
             raise VaultForeign(url="none", detail="the task names no vault")
-        given = access.credentials
-        credentials = None if given is None else from_environment(access.url, given)
         patience = self.settings.vault_patience
-        store = open_store(access.url, retry_deadline=patience, cancel=work.over, credentials=credentials)
+        store = open_store(access.url, retry_deadline=patience, cancel=work.over, credentials=work.lent)
         with closing(store):
             catalog = Catalog.open(store)
             if catalog.vault.id != access.vault_uuid:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
 from raksha.agent.progress import TaskProgress
 from raksha.errors import Interrupted
 from raksha.tasks import BackupOrder, Claimed, FinishOrder, ReleaseOrder, Report, RestoreOrder, VerifyOrder
+from raksha.vault.credentials import LentCredentials, given_token
 
 #: kinds that count against the capacity of a host; the others make room
 HEAVY = (BackupOrder, RestoreOrder, VerifyOrder)
@@ -50,6 +52,8 @@ class Work:
         self._number = 0
         self._asked_at = asked_at
         self._lease = claimed.lease_seconds
+        #: what opens the vault, if not this host's environment; renewed with the lease
+        self.lent = _lent(claimed)
 
     @property
     def task_id(self) -> str:
@@ -75,10 +79,17 @@ class Work:
         with self._lock:
             self._epoch, self._number = claimed.epoch, 0
             self._asked_at, self._lease = asked_at, claimed.lease_seconds
+        if claimed.vault is not None:
+            self._open_with(claimed.vault.credentials)
 
-    def renewed(self, seconds: float, asked_at: float) -> None:
+    def renewed(self, seconds: float, asked_at: float, credentials: Mapping[str, str] | None = None) -> None:
         with self._lock:
             self._asked_at, self._lease = asked_at, seconds
+        self._open_with(credentials)
+
+    def _open_with(self, credentials: Mapping[str, str] | None) -> None:
+        if self.lent is not None and credentials is not None:
+            self.lent.renew(given_token(credentials))
 
     def renew_at(self) -> float:
         """By the monotonic clock: twice more may fail before the lease is over."""
@@ -119,3 +130,8 @@ class Work:
             epoch, number = self._epoch, self._number
         step, disks = self.progress.seen()
         return Report(task_id=self.task_id, epoch=epoch, number=number, step=step, disks=disks, made=self.made)
+
+
+def _lent(claimed: Claimed) -> LentCredentials | None:
+    given = None if claimed.vault is None else claimed.vault.credentials
+    return None if given is None else LentCredentials(given_token(given))

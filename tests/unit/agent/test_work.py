@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 
 import pytest
+from msgspec.structs import replace
 
 from raksha.agent.outbox import Outbox
 from raksha.agent.work import End, Work
 from raksha.errors import Interrupted
 from raksha.journal import Journal
 from raksha.states import TaskState
-from raksha.tasks import BackupOrder, Claimed, DiskProgress, Finish, Finished, FinishOrder
+from raksha.tasks import BackupOrder, Claimed, DiskProgress, Finish, Finished, FinishOrder, VaultAccess
 
 ORDER = BackupOrder(backupjob="job", backupjobrun="run", vm="vm")
 
@@ -98,3 +99,21 @@ def test_ends_stay_until_they_are_taken_over_restarts(tmp_path: object) -> None:
     box.taken("a")
     assert [each.task_id for each in box.waiting()] == ["b"]
     journal.close()
+
+
+def test_what_opens_the_vault_is_renewed_with_the_lease() -> None:
+    def lent(token: str) -> dict[str, str]:
+        return {"OS_STORAGE_URL": "http://swift/v1/AUTH_a", "OS_AUTH_TOKEN": token}
+
+    def of(epoch: int, token: str) -> Claimed:
+        return replace(claimed(epoch), vault=VaultAccess(url="swift://", vault_uuid="v", credentials=lent(token)))
+
+    work = Work(of(1, "one"), time.monotonic())
+    assert work.lent is not None and work.lent.current().token == "one"
+    work.renewed(10.0, time.monotonic(), lent("two"))
+    assert work.lent.current().token == "two"
+    work.renewed(10.0, time.monotonic())
+    assert work.lent.current().token == "two"
+    work.adopt(of(2, "three"), time.monotonic())
+    assert work.lent.current().token == "three"
+    assert Work(claimed(), time.monotonic()).lent is None
