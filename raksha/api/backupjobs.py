@@ -10,7 +10,7 @@ from marshmallow import fields, validate
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, etag, idempotency, links, run_start
+from raksha.api import allowed, delegation, etag, idempotency, links, run_start
 from raksha.api.answers import page_of
 from raksha.api.bodies import Query, Text
 from raksha.api.job_body import JobChanged, JobWritten, columns
@@ -26,7 +26,7 @@ from raksha.db import services as agents
 from raksha.db.columns import SECOND, new_id
 from raksha.db.models import BackupJob, BackupJobVm
 from raksha.db.transition import transition
-from raksha.errors import HasRestorePoints, Protected, RequestInvalid, StateConflict
+from raksha.errors import HasRestorePoints, Protected, RequestInvalid, StateConflict, TrustBroken
 from raksha.states import BackupKind, JobState
 
 NOUN = Noun("backupjobs", "/v1/<project:tenant_id>/backupjobs", "What is protected, and when.")
@@ -76,23 +76,23 @@ def show(tenant_id: str, backupjob_id: str) -> Any:
     status=201, repeatable=True,
 )  # fmt: skip
 def create(tenant_id: str, body: dict[str, Any]) -> Any:
-    def do(session: Session) -> flask.Response:
+    def do(session: Session, trust: str | None) -> flask.Response:
         allowed.one_more_job(session, tenant_id)
         id, given = new_id(), _members(body)
         _check(session, tenant_id, body, already=frozenset())
         if not given and not body.get("vm_selector"):
             raise _nothing_to_protect()
         values = _columns(session, body, id)
-        job = jobs.create(
-            session, project_id=tenant_id, user_id=identity().user_id, members=given or [], id=id, **values
-        )
+        owner = {"user_id": identity().user_id, "trust_id": trust}
+        job = jobs.create(session, project_id=tenant_id, members=given or [], id=id, **owner, **values)
         if body.get("enabled") is False:
             transition(session, BackupJob, id, JobState.PAUSED)
         session.refresh(job)
         headers = {"Location": links.location(id), **etag.headers(job.version)}
         return answer(JobShown, shown(job, jobs.members(session, [id])[id]), 201, headers)
 
-    response = services().database.run(lambda session: idempotency.once(session, lambda: do(session)))
+    with delegation.trusted() as trust:
+        response = services().database.run(lambda session: idempotency.once(session, lambda: do(session, trust)))
     services().wake()
     return response
 
@@ -123,6 +123,31 @@ def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
         return job, jobs.members(session, [job.id])[job.id]
 
     job, members = services().database.run(work)
+    services().wake()
+    return shown(job, members), etag.headers(job.version)
+
+
+@NOUN.operation(
+    "POST", "/<id:backupjob_id>/take-over", rule="take_over", allow=Allow.MEMBER,
+    does="Let a backup job act for the caller from now on, as its owner left or its trust is broken.",
+    returns=JobShown, errors=(409,),
+)  # fmt: skip
+def take_over(tenant_id: str, backupjob_id: str) -> Any:
+    def work(session: Session, trust: str | None) -> tuple[BackupJob, list[BackupJobVm]]:
+        job = jobs.get(session, tenant_id, backupjob_id)
+        if job.state == JobState.DELETING:
+            others = ", ".join(state for state in JobState if state != JobState.DELETING)
+            raise StateConflict(noun=jobs.NOUN, id=job.id, found=job.state, wanted=others, to="taken over")
+        suspended_for = (job.state_reason or {}).get("code") if job.state == JobState.SUSPENDED else None
+        jobs.take_over(session, job.id, job.version, user_id=identity().user_id, trust_id=trust)
+        if suspended_for == TrustBroken.code:
+            start = {JobState.SUSPENDED}
+            transition(session, BackupJob, job.id, JobState.ACTIVE, start=start, state_reason=None)
+        session.refresh(job)
+        return job, jobs.members(session, [job.id])[job.id]
+
+    with delegation.trusted() as trust:
+        job, members = services().database.run(lambda session: work(session, trust))
     services().wake()
     return shown(job, members), etag.headers(job.version)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from oslo_config import cfg
 
 from raksha.api.auth import Keystone
+from raksha.api.delegation import Grantor
 from raksha.errors import SettingsWrong
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 SECTION = "keystone_authtoken"
 
 
-def authenticator(file: Path | None) -> Keystone:
-    """As the file says (and `OS_KEYSTONE_AUTHTOKEN__*`). Asks nothing of Keystone yet.
+def load(file: Path | None) -> tuple[Keystone, Grantor | None]:
+    """Who says who callers are, and who makes trusts of theirs to the user that `[trustee] user_id` names (None: jobs
+    act as the service). As the file says, and `OS_KEYSTONE_AUTHTOKEN__*`. Asks nothing of Keystone yet.
 
     Raises `SettingsWrong`: the section is not complete, or the packages are not installed.
     """
@@ -29,6 +31,8 @@ def authenticator(file: Path | None) -> Keystone:
         from keystoneauth1 import exceptions, loading
         from keystonemiddleware.auth_token import AuthProtocol
         from keystonemiddleware.opts import list_auth_token_opts
+
+        from raksha.openstack import trusts
     except ImportError as error:
         detail = f"auth_strategy = keystone needs the package {error.name}: pip install 'raksha[keystone]'"
         raise SettingsWrong(detail=detail) from error
@@ -53,4 +57,7 @@ def authenticator(file: Path | None) -> Keystone:
     if not section.service_token_roles_required:
         detail = f"[{SECTION}] service_token_roles_required must be true: else any token passes for a service's"
         raise SettingsWrong(detail=detail)
-    return Keystone(in_front, section.www_authenticate_uri or section.auth_url)
+    url = section.www_authenticate_uri or section.auth_url
+    trustee = trusts.trustee_id(file)
+    verify = False if section.insecure else section.cafile or True
+    return Keystone(in_front, url), None if trustee is None else trusts.Grantor(url, trustee, verify)

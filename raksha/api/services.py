@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import flask
 from msgspec import Struct
@@ -12,6 +12,9 @@ from raksha.api.auth import Authenticator, Identity
 from raksha.api.policy import Policy
 from raksha.config_api import ApiSettings
 from raksha.db.session import Database
+
+if TYPE_CHECKING:
+    from raksha.api.delegation import Grantor
 
 _KEY = "raksha"
 
@@ -25,6 +28,8 @@ class Services(Struct, frozen=True):
     checks: Mapping[str, Callable[[], object]]
     #: tells schedulers that there is something to look at; never waits, never fails
     wake: Callable[[], object] = lambda: None
+    #: makes trusts for jobs; None: they act as the service
+    grantor: Grantor | None = None
 
 
 class Frame(Struct, frozen=True):

@@ -23,6 +23,7 @@ from raksha import config_api, config_check, config_database, config_scheduler
 from raksha.api import metrics
 from raksha.api.app import create_app
 from raksha.api.auth import Authenticator
+from raksha.api.delegation import Grantor
 from raksha.api.http_basic import HttpBasic
 from raksha.api.request_id import RequestIdFilter
 from raksha.api.services import Services
@@ -53,8 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         settings, scheduling = load(options.config)
         database = connect(config_database.load(options.config))
         with _shared_metrics(settings):
-            who = authenticator(settings, options.config)
-            application = make_application(settings, database, who, (ParseException,), waker(scheduling))
+            who, grantor = authenticator(settings, options.config)
+            wake = waker(scheduling)
+            application = make_application(settings, database, who, (ParseException,), wake, grantor)
             log_to_stderr()
             Server(application, settings).run()
     except RakshaError as error:
@@ -89,14 +91,14 @@ def _shared_metrics(settings: ApiSettings) -> Iterator[None]:
         yield
 
 
-def authenticator(settings: ApiSettings, file: Path | None) -> Authenticator:
-    """Who says who a caller is. Raises `SettingsWrong`."""
+def authenticator(settings: ApiSettings, file: Path | None) -> tuple[Authenticator, Grantor | None]:
+    """Who says who a caller is, and who makes trusts, if anybody. Raises `SettingsWrong`."""
     if settings.auth_strategy == "keystone":
         # only here: it brings in a lot
         from raksha.api import keystone
 
-        return keystone.authenticator(file or (STANDARD_FILE if STANDARD_FILE.exists() else None))
-    return HttpBasic(settings.users_file)
+        return keystone.load(file or (STANDARD_FILE if STANDARD_FILE.exists() else None))
+    return HttpBasic(settings.users_file), None
 
 
 def make_application(
@@ -105,9 +107,10 @@ def make_application(
     authenticator: Authenticator,
     unreadable: tuple[type[Exception], ...] = (),
     wake: Callable[[], object] | None = None,
+    grantor: Grantor | None = None,
 ) -> WSGIApplication:
     """The WSGI application, on a database that is there. `unreadable`: what the server raises for a broken body;
-    `wake`: tells schedulers to look.
+    `wake`: tells schedulers to look; `grantor`: makes trusts for jobs.
 
     Raises `SchemaWrong`, `DatabaseUnavailable`.
     """
@@ -115,7 +118,7 @@ def make_application(
     # gunicorn forks now: its processes must not share a connection
     database.close()
     checks = {"database": partial(_answers, database)}
-    services = Services(database, authenticator, checks, wake or _nobody)
+    services = Services(database, authenticator, checks, wake or _nobody, grantor)
     return create_app(settings, services, unreadable=unreadable)
 
 

@@ -10,7 +10,8 @@ from raksha.cmd.api import authenticator, load, log_to_stderr, make_application,
 from raksha.db.session import connect
 
 _settings, _scheduling = load()
+_who, _grantor = authenticator(_settings, None)
 application = make_application(
-    _settings, connect(config_database.load()), authenticator(_settings, None), wake=waker(_scheduling)
+    _settings, connect(config_database.load()), _who, wake=waker(_scheduling), grantor=_grantor
 )
 log_to_stderr()

@@ -53,8 +53,9 @@ def _verb(verbs: Any, word: str, call: Any, about: str) -> argparse.ArgumentPars
 def _settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--project", metavar="ID", help="only this project may use it; `all`: every one")
     command.add_argument("--max-runs", metavar="N", help="runs that write to it at once; `any`: any number")
-    command.add_argument("--account", choices=["shared", "project"],
-                         help="of Swift: all projects in the service's account, or each in its own")  # fmt: skip
+    command.add_argument("--account", choices=["shared", "project", "service"],
+                         help="of Swift: all projects in the account of the service; each in its own; or each in an "
+                         "account beside its own (SERVICE_) that it opens through the service alone")  # fmt: skip
     command.add_argument("--default", action="store_true", help="for jobs that name none")
 
 

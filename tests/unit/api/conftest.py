@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 from raksha.api import http_basic
 from raksha.api.app import NOUNS, create_app
 from raksha.api.auth import Authenticator
+from raksha.api.delegation import Grantor
 from raksha.api.services import Services
 from raksha.config_api import ApiSettings, Limits
 from raksha.config_database import DatabaseSettings
@@ -91,9 +92,11 @@ def make_api(users_file: Path, database: Database) -> Callable[..., Api]:
         checks: dict[str, Callable[[], object]] | None = None,
         limits: Limits | None = None,
         wake: Callable[[], object] = lambda: None,
+        grantor: Grantor | None = None,
         **settings: Any,
     ) -> Api:
-        services = Services(database, authenticator or http_basic.HttpBasic(users_file), checks or {}, wake)
+        who = authenticator or http_basic.HttpBasic(users_file)
+        services = Services(database, who, checks or {}, wake, grantor)
         return Api(create_app(ApiSettings(limits=limits or Limits(), **settings), services, (*NOUNS, *nouns)))
 
     return make

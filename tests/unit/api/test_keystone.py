@@ -52,14 +52,14 @@ def without(word: str) -> str:
 )
 def test_a_section_that_cannot_work_is_told_at_the_start(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(SettingsWrong, match=says) as told:
-        keystone.authenticator(conf(tmp_path, text))
+        keystone.load(conf(tmp_path, text))
     assert "s3cret" not in str(told.value)
 
 
 def test_without_a_token_the_way_to_keystone_is_told(tmp_path: Path, make_api: Callable[..., Api]) -> None:
     file = conf(tmp_path)
     config_check.check(file)
-    api = make_api(authenticator=keystone.authenticator(file))
+    api = make_api(authenticator=keystone.load(file)[0])
     answer: Any = api("GET", "/v1/p1/limits", None)
     error(answer, 401, "not_authenticated")
     assert answer.headers["WWW-Authenticate"] == 'Keystone uri="http://keystone.example:5000/"'
@@ -67,5 +67,5 @@ def test_without_a_token_the_way_to_keystone_is_told(tmp_path: Path, make_api: C
 
 def test_what_a_caller_says_of_himself_is_not_believed(tmp_path: Path, make_api: Callable[..., Api]) -> None:
     claim = {"X-Identity-Status": "Confirmed", "X-User-Id": "u", "X-Project-Id": "p1", "X-Roles": "admin"}
-    api = make_api(authenticator=keystone.authenticator(conf(tmp_path)))
+    api = make_api(authenticator=keystone.load(conf(tmp_path))[0])
     error(api("GET", "/v1/p1/limits", None, headers=claim), 401, "not_authenticated")

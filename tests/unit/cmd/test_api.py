@@ -161,7 +161,7 @@ def test_what_cannot_work_is_told_at_the_start(tmp_path: Path, change: object, c
 def test_no_connection_is_open_when_processes_are_forked(place: Place) -> None:
     database = connect(DatabaseSettings(place.database))
     settings = config_api.load(place.config)
-    make_application(settings, database, authenticator(settings, place.config))
+    make_application(settings, database, authenticator(settings, place.config)[0])
     assert database.engine.pool.checkedin() == 0  # type: ignore[attr-defined]
 
 
