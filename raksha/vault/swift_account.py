@@ -6,6 +6,7 @@ host that it was sent to. Errors are those of swiftclient, requests and keystone
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,9 @@ from raksha.vault.credentials import Credentials, LentCredentials, TokenCredenti
 T = TypeVar("T")
 #: swiftclient's pair of the parsed address and the connection
 HttpConn = tuple[Any, Any]
+
+# it tells each request that failed with the beginning of its token, and without saying more than our errors do
+logging.getLogger("swiftclient").setLevel(logging.ERROR)
 
 #: answers that leave a connection in order; others may come before the server has read all that was sent
 _ORDERLY = (404, 412, 416)
