@@ -197,10 +197,13 @@ class SwiftStore:
 
     def _page(self, container: str, prefix: str, marker: str) -> list[str]:
         def call(url: str, token: str, conn: HttpConn) -> list[str]:
-            _, rows = client.get_container(
-                url, token, self._prefix + container, marker, self._page_size, prefix, http_conn=conn
-            )
-            return [row["name"] for row in rows]
+            try:
+                _, rows = client.get_container(
+                    url, token, self._prefix + container, marker, self._page_size, prefix, http_conn=conn
+                )
+                return [str(row["name"]) for row in rows]
+            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:  # changed on the way
+                raise VaultUnavailable(url=self.url, detail=f"a listing of {container} cannot be read") from error
 
         try:
             return self._ask(call, container)

@@ -170,6 +170,15 @@ def test_a_lent_token_is_replaced_by_whoever_lends_it(swift: SwiftBed, swift_pla
     assert store.get(NAME) == b"y"
 
 
+@pytest.mark.parametrize("body", [b'[{"name": "a"', b'[{"nbme": "a"}]', b'["a"]', b"{\xff}"])
+def test_a_listing_that_was_changed_on_the_way(swift_place: SwiftPlace, body: bytes) -> None:
+    with serving(lambda *_: (200, {"Content-Type": "application/json"}, body)) as (url, _):
+        store = swift_place.open(credentials=TokenCredentials(storage_url=f"{url}/v1/AUTH_a", token="user"))
+        with pytest.raises(VaultUnavailable, match="listing") as told:
+            list(store.names(SEGMENTS))
+        assert told.value.retryable
+
+
 def test_the_service_s_token_goes_with_every_request(swift_place: SwiftPlace) -> None:
     with serving(lambda *_: (404, {}, b"")) as (url, seen):
         given = TokenCredentials(storage_url=f"{url}/v1/SERVICE_a", token="user", service_token="service")
