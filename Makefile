@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents bench bench-service quickstart clean
+.PHONY: slow help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents bench bench-service quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -8,7 +8,7 @@ help: ## this list
 setup: ## install what is needed, make .venv
 	scripts/setup --tests
 
-test: ## everything: lint, types, imports, all tests
+test: ## lint, types, imports, and all tests but those that take long
 	./run-tests
 
 unit: ## quick tests without any daemon
@@ -19,6 +19,9 @@ contract: ## the vault's contract against every store, a real Swift among them
 
 functional: ## tests with real guests, libvirt, qemu-img and Swift
 	./run-tests functional
+
+slow: ## the tests that take long by themselves
+	./run-tests slow
 
 service: ## three hosts, two schedulers, two APIs, MariaDB, RabbitMQ, Swift, and kills: make service KILLS=200 SEED=1
 	$(if $(SEED),RAKSHA_SEED=$(SEED)) $(if $(KILLS),RAKSHA_KILLS=$(KILLS)) ./run-tests service

@@ -41,6 +41,7 @@ def test_boots_writes_and_goes_on_after_a_reboot(bed: Bed) -> None:
     assert check_records([(a.path, "qcow2"), b.path], vm.last_ack())[0] > newest[0]
 
 
+@pytest.mark.slow
 def test_damage_is_found_by_host_and_guest(bed: Bed) -> None:
     a, b = bed.raw("a"), bed.raw("b")
     vm = bed.machine([a, b], pause=0)
@@ -84,6 +85,7 @@ def test_disks_copied_one_after_the_other_are_found_out(bed: Bed, tmp_path: Path
         check_records([first, second])
 
 
+@pytest.mark.slow
 def test_freeze_holds_writes_to_a_mounted_file_system(bed: Bed, tmp_path: Path) -> None:
     disk = bed.raw("a", 64 * MIB)
     vm = bed.machine([disk], mode="fs", pause=0)
@@ -116,6 +118,7 @@ def features(image: Path) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_freeze_can_be_slow(bed: Bed) -> None:
     vm = bed.machine([bed.raw("a", 64 * MIB)], mode="fs", freeze_delay=3)
     vm.boot()
@@ -151,6 +154,7 @@ def test_programs_run_inside_the_guest_and_fail_loudly(bed: Bed) -> None:
         vm.run("/bin/cat", "/nothing")
 
 
+@pytest.mark.slow
 def test_check_mode_tells_and_shuts_down(bed: Bed) -> None:
     disks = [bed.raw("a"), bed.raw("b")]
     writer = bed.machine(disks, pause=0)
@@ -164,6 +168,7 @@ def test_check_mode_tells_and_shuts_down(bed: Bed) -> None:
     assert f"VERDICT good /dev/vda={check_records([disk.path for disk in disks])[0]} " in checker.log()
 
 
+@pytest.mark.slow
 def test_uefi_guest_has_its_variables(bed: Bed) -> None:
     vm = bed.machine([bed.raw("a")], mode="idle", machine="q35", uefi=True)
     vm.boot()

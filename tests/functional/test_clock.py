@@ -51,6 +51,7 @@ def story(bed: Bed, tmp_path: Path) -> Story:
     return Story(local, two_disks(bed), tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["overlay", "pull"])
 def test_a_clock_that_jumps(bed: Bed, story: Story, clock: Clock, engine: str) -> None:
     local, runs = story.local, []

@@ -133,6 +133,7 @@ def test_a_first_backup(world: World) -> None:
     walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
 
 
+@pytest.mark.slow
 @both_engines
 def test_a_backup_of_a_vm_that_is_shut_off(world: World) -> None:
     def arrange() -> None:

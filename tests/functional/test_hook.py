@@ -85,6 +85,7 @@ def ask(hook: Path, guest: Guest, *words: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_start_below_is_refused(hook: Path, kit: Kit, guest: Guest) -> None:
     guest.start()
     first = kit.run(guest)

@@ -245,6 +245,7 @@ def chosen(points: list[str], count: int) -> list[tuple[str, str]]:
     return [(points[number % len(points)], EVENTS[number % len(EVENTS)]) for number in range(max(count, len(EVENTS)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "event"), chosen(BACKUP, wanted_sample(SAMPLE)))
 def test_during_a_backup(session_host: SessionHost, world: World, point: str, event: str) -> None:
     events = Events(world, session_host)
@@ -275,6 +276,7 @@ def test_libvirtd_dies_inside_a_block_job(
     settles(world, events, answer)
 
 
+@pytest.mark.slow
 def test_a_guest_that_writes_is_killed_in_the_middle(session_host: SessionHost, bed: Bed, tmp_path: Path) -> None:
     """A real one, with its own acknowledgements: QEMU and libvirtd die while its disks are read and merged."""
     with world_on(bed, tmp_path) as world:

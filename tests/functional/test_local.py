@@ -28,6 +28,7 @@ def restored(local: Local, run: str, into: Path, vm: str) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_every_point_of_a_busy_guest_holds_what_was_acknowledged(bed: Bed, local: Local, tmp_path: Path) -> None:
     bed.qcow2("base")
     vm = bed.machine([bed.qcow2("a", None, backing="base.qcow2"), bed.raw("b")], pause=0)
@@ -78,6 +79,7 @@ def test_a_restored_vm_boots_and_finds_its_records(bed: Bed, local: Local, tmp_p
         again.undefine()
 
 
+@pytest.mark.slow
 def test_the_engine_may_change_from_run_to_run_without_losing_the_chain(bed: Bed, tmp_path: Path) -> None:
     local = Local(bed.uri, bed.directory / "state", f"file://{tmp_path}/vault")  # QEMU must reach its scratch files
     vm = bed.machine([bed.qcow2("a"), bed.raw("b")], pause=0)

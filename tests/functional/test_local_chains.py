@@ -51,6 +51,7 @@ def scribble(guest: Guest, number: int) -> None:
     guest.zero("vda", (64 + number * 64) * KIB, 64 * KIB)
 
 
+@pytest.mark.slow
 def test_increments_send_what_changed_and_nothing_else(story: Story) -> None:
     first = story.backup()
     assert first.how() == both(("full", "full", "first_run"))
@@ -76,6 +77,7 @@ def test_full_on_request_and_an_excluded_disk(story: Story) -> None:
     assert set(answer.disks()) == {"vda"}
 
 
+@pytest.mark.slow
 def test_two_jobs_in_turn(story: Story) -> None:
     for number in range(3):
         for job in ("daily", "weekly"):
@@ -112,6 +114,7 @@ def test_all_runs_deleted(story: Story) -> None:
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_the_stream(bed: Bed, local: Local, tmp_path: Path) -> None:
     """With -9: nothing is visible, the chain is whole, and the next run sends the union of both layers."""
     big = bed.raw("big", 64 * MIB)
@@ -141,6 +144,7 @@ def test_killed_in_the_middle_of_the_stream(bed: Bed, local: Local, tmp_path: Pa
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_a_vault_that_fills_up_in_mid_run(bed: Bed, tmp_path: Path) -> None:
     guest = Guest(bed, [bed.raw("a", 4 * MIB), bed.raw("big", 32 * MIB)])
@@ -193,6 +197,7 @@ def test_a_state_directory_that_fills_up(bed: Bed, tmp_path: Path, size: int) ->
         story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_shut_off_and_started_again(story: Story) -> None:
     story.backup()
     scribble(story.guest, 0)

@@ -60,6 +60,7 @@ def assert_lost(local: Local, run: str, disk: str, name: str, into: Path) -> Non
         assert list(into.iterdir()) == [], "nothing is left of it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["flipped", "cut", "missing"])
 def test_a_damaged_segment(story: Story, tmp_path: Path, damage: Callable[[Path], None]) -> None:
     local, runs = story.local, list(story.truth)

@@ -21,6 +21,7 @@ def local(bed: Bed, tmp_path: Path) -> Local:
     return Local(bed.uri, tmp_path / "state", f"file://{tmp_path}/vault")
 
 
+@pytest.mark.slow
 def test_quiesced_by_the_guest_agent(bed: Bed, local: Local, tmp_path: Path) -> None:
     """What is restored is a clean file system that needs no journal replay, with every acknowledged record."""
     bed.qcow2("base", 64 * MIB)
@@ -59,6 +60,7 @@ def records_of(disk: Path, *, clean: bool) -> Path:
     return records
 
 
+@pytest.mark.slow
 def test_several_vms_at_one_instant(bed: Bed, local: Local, tmp_path: Path) -> None:
     vms = [bed.machine([bed.raw(f"{name}-a"), bed.raw(f"{name}-b")], name=name, pause=2000) for name in ("one", "two")]
     for vm in vms:
@@ -93,6 +95,7 @@ def test_several_vms_at_one_instant(bed: Bed, local: Local, tmp_path: Path) -> N
             check_records(list(restored(local, run, tmp_path / "out", name).values()), expected[name])
 
 
+@pytest.mark.slow
 def test_the_same_data_is_sent_once(bed: Bed, local: Local, tmp_path: Path) -> None:
     """Two VMs on one base image in one call, the same disk again, and a third VM later."""
     content = random.Random(11).randbytes(12 * MIB)

@@ -61,6 +61,7 @@ def broken_off(local: Local, process: subprocess.Popen[str], before: set[str]) -
     assert shown(local) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_in_the_stream(bed: Bed, local: Local, tmp_path: Path, number: signal.Signals) -> None:
     guest = big_guest(bed)
@@ -81,6 +82,7 @@ def test_in_the_stream(bed: Bed, local: Local, tmp_path: Path, number: signal.Si
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_at_any_moment(bed: Bed, local: Local, tmp_path: Path) -> None:
     """Signals that come when they like, from before the snapshot to after the commit."""
     guest = two_disks(bed)
@@ -193,6 +195,7 @@ def test_two_at_once(bed: Bed, local: Local, tmp_path: Path) -> None:
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_taken_over_in_mid_run(bed: Bed, local: Local, tmp_path: Path) -> None:
     """The old writer cannot commit any more: of a group none is visible, and every VM's next backup is right."""
     guest, second, other = big_guest(bed), two_disks(bed, "second"), two_disks(bed, "other", start=False)

@@ -35,6 +35,7 @@ def five_points(bed: Bed, local: Local, tmp_path: Path) -> Story:
     return story
 
 
+@pytest.mark.slow
 def test_whatever_is_deleted_the_rest_restores(bed: Bed, local: Local, tmp_path: Path) -> None:
     story = five_points(bed, local, tmp_path)
     guest, runs = story.guest, list(story.truth)

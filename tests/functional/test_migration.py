@@ -124,6 +124,7 @@ def pair(hosts: tuple[NamespaceHost, NamespaceHost], forker: Forker, tmp_path: P
         yield Pair(bed, hosts, (here, there))
 
 
+@pytest.mark.slow
 def test_records(pair: Pair, tmp_path: Path) -> None:
     """A guest that never stops writing: each engine goes on where the other host has stopped, with every record."""
     pair.bed.qcow2("base", 8 * MIB)

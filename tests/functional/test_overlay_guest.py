@@ -73,6 +73,7 @@ def test_records_under_load(kit: Kit, bed: Bed) -> None:
     check_records([bed.directory / "a.raw", (bed.directory / "b.qcow2", "qcow2")], vm.last_ack())
 
 
+@pytest.mark.slow
 def test_quiesced(kit: Kit, bed: Bed) -> None:
     """File systems are frozen during the snapshot, and thawed soon after; two VMs form one group."""
     vms = [bed.machine([bed.raw(name, 24 * MIB)], name=name, mode="fs") for name in ("one", "two")]
@@ -103,6 +104,7 @@ def test_quiesced(kit: Kit, bed: Bed) -> None:
     assert kit.journal.open_intents() == []
 
 
+@pytest.mark.slow
 def test_slow_freeze(bed: Bed) -> None:
     """An agent that does not answer in time: no quiesced point, and the guest does not stay frozen."""
     with kit_on(bed, agent_timeout=1, freeze_deadline=3.0) as kit:
@@ -150,6 +152,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_killed_while_frozen(kit: Kit, bed: Bed, how: signal.Signals) -> None:
     """Dead: thawed at once. Hanging: thawed at the deadline."""
@@ -191,6 +194,7 @@ def test_nothing_to_freeze(kit: Kit, bed: Bed) -> None:
     capture.abandon()
 
 
+@pytest.mark.slow
 def test_one_member_fails(kit: Kit, bed: Bed) -> None:
     """The group is captured as a whole or not at all; everybody is thawed."""
     good = bed.machine([bed.raw("a", 24 * MIB)], name="good", mode="fs")

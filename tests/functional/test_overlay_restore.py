@@ -23,6 +23,7 @@ def kit(bed: Bed) -> Iterator[Kit]:
         yield made
 
 
+@pytest.mark.slow
 @pytest.mark.bed
 def test_new_domain_boots_beside_the_old_one(kit: Kit, bed: Bed) -> None:
     vm = bed.machine([bed.raw("a", 8 * MIB), bed.qcow2("b", 8 * MIB)], uefi=True, machine="q35", pause=0)

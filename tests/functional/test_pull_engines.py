@@ -102,6 +102,7 @@ def test_failed_switch(kit: PullKit, guest: Guest) -> None:
     assert set(modes(kit, second).values()) == {ReadMode.DELTA}
 
 
+@pytest.mark.slow
 def test_shut_off_on_an_overlay(kit: PullKit, guest: Guest) -> None:
     first = overlay_run(kit, guest, None)
     touch(guest, 1)

@@ -83,6 +83,7 @@ def test_records_under_load(kit: PullKit, bed: Bed) -> None:
     check_records([(bed.directory / "a.qcow2", "qcow2"), bed.directory / "b.raw"], vm.last_ack())
 
 
+@pytest.mark.slow
 def test_guest_shuts_itself_down(kit: PullKit, bed: Bed) -> None:
     vm = bed.machine([bed.qcow2("a", 8 * MIB)], pause=0)
     vm.boot()
@@ -102,6 +103,7 @@ def test_guest_shuts_itself_down(kit: PullKit, bed: Bed) -> None:
     check_point(kit, bed, order.backupjobrun, vm.last_ack())
 
 
+@pytest.mark.slow
 def test_quiesced(kit: PullKit, bed: Bed) -> None:
     """File systems are frozen while the backup begins, and thawed soon after; two VMs form one group."""
     vms = [bed.machine([bed.qcow2(name, 24 * MIB)], name=name, mode="fs") for name in ("one", "two")]
@@ -142,6 +144,7 @@ def small_file_system(path: Path, mib: int) -> Iterator[Path]:
         subprocess.run(["umount", path], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.parametrize("watched", [True, False])
 def test_scratch_files_fill_up(bed: Bed, watched: bool) -> None:

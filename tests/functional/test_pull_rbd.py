@@ -29,6 +29,7 @@ def ceph(bed: Bed) -> Iterator[Ceph]:
         cluster.stop()
 
 
+@pytest.mark.slow
 def test_one_frozen_view(bed: Bed, ceph: Ceph, tmp_path: Path) -> None:
     volume = ceph.volume("data", 4 * MIB)
     with pull_kit_on(bed) as kit:

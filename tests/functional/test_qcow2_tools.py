@@ -143,6 +143,7 @@ def _kinds(draw, clusters):
 TRIED = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @TRIED
 @given(drawn=disks(), per_segment=st.sampled_from([1, 3, 64, 4096]), seed=st.integers(0, 99))
 @example(drawn=(Geometry(0), [[], [], []]), per_segment=64, seed=0)

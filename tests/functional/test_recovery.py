@@ -195,6 +195,7 @@ def libvirt_loses(host: SessionHost, guest: Guest) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_orphaned_qemu(session_host: SessionHost, bed: Bed, guest: Guest) -> None:
     """libvirt says shut off, but QEMU writes on: nothing is done but to say so, until it is gone."""
     with kit_on(bed) as kit:
@@ -346,6 +347,7 @@ def test_snapshot_that_only_the_running_vm_had(kit: Kit, guest: Guest) -> None:
     kit.run(guest)
 
 
+@pytest.mark.slow
 @pytest.mark.bed
 def test_a_guest_that_was_left_frozen(kit: Kit, bed: Bed) -> None:
     """The host went down with Raksha and its watchdog between freeze and thaw, and the VM was resumed as it was."""

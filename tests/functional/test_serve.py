@@ -66,6 +66,7 @@ def test_from_the_first_start_to_a_restored_vm_and_on_after_the_second(
     assert served.stop()[0] == 0
 
 
+@pytest.mark.slow
 def test_incremental_for_ever(bed: Bed, served: Served, tmp_path: Path) -> None:
     """Retention takes the full run that a job began with; what builds on it comes to stand alone, and so it goes on."""
     guest = two_disks(bed)
@@ -84,6 +85,7 @@ def test_incremental_for_ever(bed: Bed, served: Served, tmp_path: Path) -> None:
     assert served.stop()[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.parametrize("engine", ["overlay", "pull"])
 def test_the_unit_leaves_it_what_it_needs(bed: Bed, served: Served, tmp_path: Path, engine: str) -> None:
@@ -145,10 +147,12 @@ def test_what_it_prints_works(bed: Bed, served: Served) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_killed_during_a_backup(bed: Bed, served: Served, tmp_path: Path) -> None:
     assert_survives(bed, served, tmp_path, "vault.put.segment")
 
 
+@pytest.mark.slow
 def test_a_second_one_on_the_same_folder_is_refused(served: Served) -> None:
     served.start()
     found = served.run()
@@ -159,6 +163,7 @@ def test_a_second_one_on_the_same_folder_is_refused(served: Served) -> None:
     served.start()  # what a killed one leaves is no obstacle
 
 
+@pytest.mark.slow
 def test_a_backup_under_way_may_end(bed: Bed, served: Served) -> None:
     guest = two_disks(bed)
     served.start()
@@ -173,6 +178,7 @@ def test_a_backup_under_way_may_end(bed: Bed, served: Served) -> None:
     assert served.log.read_text().count("backup begins") == 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_puts_it_aside(bed: Bed, served: Served, tmp_path: Path) -> None:
     guest = two_disks(bed)
     truth = guest.frozen_model()
@@ -215,6 +221,7 @@ def test_options_of_separate_processes_are_refused(served: Served, section: str,
     assert f"[{section}] {option} is for a service of several processes" in found.stderr
 
 
+@pytest.mark.slow
 def test_the_vault_is_chosen_once(served: Served, tmp_path: Path) -> None:
     chosen, other = f"file://{tmp_path}/chosen", f"file://{tmp_path}/other"
     assert served.start("--vault", chosen)["vault"] == chosen

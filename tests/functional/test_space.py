@@ -66,6 +66,7 @@ def given_up(check: Callable[[], None]) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pause", [0, 20000], ids=["fast guest", "slow guest"])
 def test_overlay_fills_up_during_a_run(bed: Bed, small: Path, pause: int) -> None:
     """The run ends early and says so; a guest that is not too fast never notices."""
@@ -109,6 +110,7 @@ def test_next_run_compares(bed: Bed, small: Path) -> None:
         assert kit.disk(kit.run(guest, run)).mode is ReadMode.DELTA
 
 
+@pytest.mark.slow
 def test_overlay_fills_up_between_runs(bed: Bed, small: Path) -> None:
     """Nobody is there to watch: the guest waits, and the next command cures it."""
     with oracle(bed) as vm, kit_on(bed, overlay_dir=small) as kit:
@@ -124,6 +126,7 @@ def test_overlay_fills_up_between_runs(bed: Bed, small: Path) -> None:
         assert vm.last_ack() >= acknowledged + 20 and list(small.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_disk_of_the_owner_fills_up(bed: Bed, small: Path) -> None:
     """A guest that stopped for its own disk's sake is none of our business."""
     path = small / "own.raw"
@@ -173,6 +176,7 @@ def test_a_watermark_above_the_reserve_ends_no_run(bed: Bed) -> None:
         kit.run(guest)
 
 
+@pytest.mark.slow
 def test_backup_command_says_so(bed: Bed, small: Path, tmp_path: Path) -> None:
     """`raksha local backup` ends with an error of its own, and nothing of the run is visible."""
     config = tmp_path / "raksha.conf"

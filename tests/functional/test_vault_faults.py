@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.bed, pytest.mark.timeout(3600)]
 ONCE = ["401", "403", "404", "412", "413", "422", "429", "500", "503", "507",
         "dropped", "unheard", "short", "wrong_etag", "cut", "flipped", "slow"]  # fmt: skip
 #: how many pairs of request and fault the ordinary test run takes
-SAMPLE = 7
+SAMPLE = 4
 
 
 @pytest.fixture
@@ -144,6 +144,7 @@ LASTING = [
 ]
 
 
+@pytest.mark.slow
 def test_a_vault_that_goes_on_failing(world: World, proxy: FaultyProxy) -> None:
     """It is told within the time that was given, and in its own words."""
     for request, what, code in LASTING:
@@ -160,6 +161,7 @@ def test_a_vault_that_goes_on_failing(world: World, proxy: FaultyProxy) -> None:
     world.assert_vault_whole()
 
 
+@pytest.mark.slow
 def test_a_vault_that_is_dead(world: World, proxy: FaultyProxy, swift: SwiftBed) -> None:
     before = world.local.runs()
     world.writes()

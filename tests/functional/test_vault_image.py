@@ -317,6 +317,7 @@ with MapBuilder(Geometry(1 << 40), "key", spool) as builder:
 """
 
 
+@pytest.mark.slow
 def test_a_tebibyte_takes_little_memory(tmp_path):
     """262144 segments that take all of 1 TiB, one cluster of each in use: the image is sound, the memory bounded."""
     done = subprocess.run([sys.executable, "-c", LARGE, tmp_path], capture_output=True, text=True, check=True)

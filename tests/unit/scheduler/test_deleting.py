@@ -88,6 +88,7 @@ def test_all_of_it_goes_with_its_job(service: Service) -> None:
     assert {path.parts[1] for path in service.files("backupjobs")} == {"vault.json", "keys", "epochs"}
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_of_a_deletion_the_next_scheduler_goes_on(service: Service, points: Points) -> None:
     agent, job, made = chain_of(service, 3)
     points.arm(None)
