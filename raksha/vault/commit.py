@@ -210,15 +210,25 @@ def _take_number(catalog: Catalog, run: RunDocument) -> int:
 
 
 def last_number(catalog: Catalog) -> int:
-    """Number of the newest commit; 0 for none. Found by name, a listing only gives the place to start."""
+    """Number of the newest commit; 0 for none. Found by name, a listing only gives the place to start.
+
+    A listing has no checksum. One digit that was changed on the way would leave a gap in the numbers, at which every
+    later collection ends: so nothing is believed that is not there.
+    """
     listed = [name.rpartition("/")[2] for name in catalog.store.names(names.EPOCHS.partition("/")[0], "epochs/")]
-    number = max((int(text) for text in listed if text.isdigit()), default=0)
-    while True:
-        try:
-            catalog.store.head(names.epoch(number + 1))
-        except ObjectMissing:
-            return number
+    known = sorted({int(text) for text in listed if text.isdigit()}, reverse=True)
+    number = next((each for each in known if _is_taken(catalog, each)), 0)
+    while _is_taken(catalog, number + 1):
         number += 1
+    return number
+
+
+def _is_taken(catalog: Catalog, number: int) -> bool:
+    try:
+        catalog.store.head(names.epoch(number))
+    except ObjectMissing:
+        return False
+    return True
 
 
 def delete_run(catalog: Catalog, run: RunDocument) -> int:

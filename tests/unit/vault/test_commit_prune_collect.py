@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -365,6 +365,26 @@ def test_collection_stops_before_deleting_anything_when_a_map_is_missing_or_wron
     assert sorted(bench.store.names(SEGMENTS)) == everything
     bench.store.put(name, good)
     assert collect(bench.catalog).deleted > 0
+
+
+@pytest.mark.parametrize("changed", ["000000000103", "000000000013", "000000000001", "00000000000x"])
+def test_a_listing_that_was_changed_on_the_way_leaves_no_gap_in_the_numbers(tmp_path: Path, changed: str) -> None:
+    class Lying(MemoryStore):
+        lies = False
+
+        def names(self, container: str, prefix: str = "") -> Iterator[str]:
+            for name in super().names(container, prefix):
+                yield name.replace("000000000003", changed) if self.lies else name
+
+    store = Lying()
+    bench = Bench(tmp_path, store)
+    grow(bench, 3)
+    store.lies = True
+    stored = bench.store_disk("r4", MemoryDisk(b"x" * CLUSTER_SIZE, whole(b"x" * CLUSTER_SIZE)))
+    assert bench.commit("r4", stored).number == 4
+    store.lies = False
+    collect(bench.catalog)
+    assert last_number(bench.catalog) == 4
 
 
 def test_collection_needs_no_listing_to_know_what_is_alive(tmp_path: Path) -> None:
