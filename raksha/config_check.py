@@ -66,7 +66,7 @@ def has_section(file: Path | None, name: str) -> bool:
     found: dict[str, dict[str, list[str]]] = {}
     if file is not None:
         cfg.ConfigParser(str(file), found).parse()
-    return name in found
+    return bool(found.get(name))
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:

@@ -6,6 +6,7 @@ gives it back, it goes on under the new epoch: nothing that it has open or store
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 from raksha.agent.progress import TaskProgress
 from raksha.errors import Interrupted
 from raksha.tasks import BackupOrder, Claimed, FinishOrder, ReleaseOrder, Report, RestoreOrder, VerifyOrder
-from raksha.vault.credentials import LentCredentials, given_token
+from raksha.vault.credentials import LentCredentials, TokenCredentials, given_token
 
 #: kinds that count against the capacity of a host; the others make room
 HEAVY = (BackupOrder, RestoreOrder, VerifyOrder)
@@ -89,7 +90,7 @@ class Work:
 
     def _open_with(self, credentials: Mapping[str, str] | None) -> None:
         if self.lent is not None and credentials is not None:
-            self.lent.renew(given_token(credentials))
+            self.lent.renew(_token(credentials))
 
     def renew_at(self) -> float:
         """By the monotonic clock: twice more may fail before the lease is over."""
@@ -134,4 +135,9 @@ class Work:
 
 def _lent(claimed: Claimed) -> LentCredentials | None:
     given = None if claimed.vault is None else claimed.vault.credentials
-    return None if given is None else LentCredentials(given_token(given))
+    return None if given is None else LentCredentials(_token(given))
+
+
+def _token(credentials: Mapping[str, str]) -> TokenCredentials:
+    """With the certificates that this host trusts."""
+    return given_token({**credentials, **{name: os.environ[name] for name in ("OS_CACERT",) if name in os.environ}})

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from raksha.api.services import identity, services
 from raksha.db import jobs
-from raksha.errors import NotAuthenticated, RakshaError
+from raksha.errors import CommitUnknown, NotAuthenticated, RakshaError
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,21 @@ def trusted() -> Iterator[str | None]:
     trust = grantor.make(who.token, user_id=who.user_id, project_id=who.project_id)
     try:
         yield trust
-    finally:
-        try:
-            with services().database.reading() as session:
-                needed = jobs.has_trust(session, trust)
-            if not needed:
-                grantor.remove(who.token, trust)
-        except RakshaError as error:  # it may be needed: it stays
-            _log.warning("a new trust of user %s may be left over: %s", who.user_id, error)
+    except CommitUnknown:  # a job may have it in a moment
+        _log.warning("a new trust of user %s may be left over", who.user_id)
+        raise
+    except BaseException:
+        _remove_unless_needed(grantor, who.token, trust, who.user_id)
+        raise
+    else:
+        _remove_unless_needed(grantor, who.token, trust, who.user_id)
+
+
+def _remove_unless_needed(grantor: Grantor, token: str, trust: str, user_id: str) -> None:
+    try:
+        with services().database.reading() as session:
+            needed = jobs.has_trust(session, trust)
+        if not needed:
+            grantor.remove(token, trust)
+    except RakshaError as error:  # it may be needed: it stays
+        _log.warning("a new trust of user %s may be left over: %s", user_id, error)

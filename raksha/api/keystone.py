@@ -60,4 +60,6 @@ def load(file: Path | None) -> tuple[Keystone, Grantor | None]:
     url = section.www_authenticate_uri or section.auth_url
     trustee = trusts.trustee_id(file)
     verify = False if section.insecure else section.cafile or True
-    return Keystone(in_front, url), None if trustee is None else trusts.Grantor(url, trustee, verify)
+    return Keystone(in_front, url), None if trustee is None else trusts.Grantor(
+        section.auth_url or url, trustee, verify
+    )

@@ -81,13 +81,16 @@ def change(
         _name_members(session, id, members)
 
 
-def trust(session: Session, project_id: str, job_id: str | None = None) -> str | None:
-    """The trust of a job; of none in particular: of one of the project's jobs that work."""
-    mine = [BackupJob.project_id == project_id, BackupJob.trust_id.is_not(None)]
-    if job_id is not None:
-        mine.append(BackupJob.id == job_id)
-    order = (BackupJob.state == JobState.SUSPENDED), BackupJob.created_at.desc()
-    return session.scalars(select(BackupJob.trust_id).where(*mine).order_by(*order)).first()
+def trusts(session: Session, project_id: str, first: str | None = None) -> list[str]:
+    """Of the project's jobs: that of the job `first`, then those of jobs that work."""
+    mine = BackupJob.project_id == project_id, BackupJob.trust_id.is_not(None)
+    order = (BackupJob.id != first), (BackupJob.state == JobState.SUSPENDED), BackupJob.created_at.desc()
+    return list(session.scalars(select(BackupJob.trust_id).where(*mine).order_by(*order)))
+
+
+def trust(session: Session, id: str) -> str | None:
+    """By which a job acts. Raises `RowNotFound`."""
+    return get(session, None, id).trust_id
 
 
 def has_trust(session: Session, trust_id: str) -> bool:
@@ -103,16 +106,19 @@ def take_over(session: Session, id: str, version: int, *, user_id: str, trust_id
 
 
 def with_former_trusts(session: Session, limit: int) -> list[BackupJob]:
-    """Jobs that were taken over: trusts of theirs are to be ended."""
-    statement = select(BackupJob).where(BackupJob.former_trusts != []).limit(limit)
+    """Jobs that were taken over, and whose runs have all ended: trusts of theirs are to be ended."""
+    going = exists().where(BackupJobRun.backupjob_id == BackupJob.id, BackupJobRun.state.in_(runs.UNDER_WAY))
+    statement = select(BackupJob).where(BackupJob.former_trusts != [], ~going).limit(limit)
     return list(session.scalars(statement))
 
 
 def forget_former_trusts(session: Session, id: str, ended: Sequence[str]) -> None:
-    """They are no more."""
+    """They are no more. Raises `RowNotFound`."""
     job = get(session, None, id)
     left = [trust for trust in job.former_trusts if trust not in ended]
-    rows.changed(session, update(BackupJob).where(BackupJob.id == id).values(former_trusts=left))
+    # one that came meanwhile is not lost: the next look sees it
+    same = BackupJob.id == id, BackupJob.former_trusts == job.former_trusts
+    rows.changed(session, update(BackupJob).where(*same).values(former_trusts=left))
 
 
 def due(session: Session, limit: int) -> list[BackupJob]:
@@ -148,10 +154,17 @@ def has_runs(session: Session, id: str) -> bool:
     return session.scalars(select(BackupJobRun.id).where(BackupJobRun.backupjob_id == id).limit(1)).first() is not None
 
 
-def remove(session: Session, id: str) -> None:
-    """Remove the row of a job that is DELETING and has no runs left. Raises `RowNotFound`, `StillNeeded`."""
+def remove(session: Session, id: str, ended: Sequence[str] = ()) -> None:
+    """Remove the row of a job that is DELETING and has no runs left, and whose trusts are among those that were ended.
+
+    Raises `RowNotFound`, `StillNeeded`.
+    """
+    job = get(session, None, id)
     has_runs = exists().where(BackupJobRun.backupjob_id == id)
-    deleting = BackupJob.id == id, BackupJob.state == JobState.DELETING
+    deleting = [BackupJob.id == id, BackupJob.state == JobState.DELETING]
+    deleting += [BackupJob.former_trusts == job.former_trusts, BackupJob.trust_id.is_not_distinct_from(job.trust_id)]
+    if not {*job.former_trusts, job.trust_id} <= {None, *ended}:
+        raise StillNeeded(noun=NOUN, id=id, found=job.state, detail="it was taken over meanwhile")
     if rows.changed(session, delete(BackupJob).where(*deleting, ~has_runs)) == 0:
         found = get(session, None, id).state
         raise StillNeeded(noun=NOUN, id=id, found=found, detail=f"it is not {JobState.DELETING}, or has runs left")

@@ -159,6 +159,8 @@ def _options(url: URL, settings: DatabaseSettings) -> dict[str, Any]:
         "max_overflow": settings.max_overflow,
         "pool_timeout": settings.pool_timeout,
         "pool_recycle": settings.connection_recycle_time,
+        # what a row holds is nothing for a log
+        "hide_parameters": True,
     }
     if backend != "sqlite":
         # a conditional UPDATE sees the newest committed row; READ COMMITTED locks no gaps, so fewer deadlocks

@@ -10,6 +10,7 @@ Keystone says when it is asked; a token may outlive its trust for as long as ser
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +25,17 @@ from oslo_config import cfg
 
 from raksha.errors import IdentityUnavailable, SettingsWrong, TrustBroken, TrustRefused
 
+_log = logging.getLogger(__name__)
+
 SECTION = "trustee"
 #: what a job is allowed to do
 ROLES = ("member",)
 #: seconds that a token must still be good for, when it is lent; of a shorter life, half
 _LASTS = 900.0
-#: sessions of trusts that are kept
+#: logins by trusts that are kept
 _KEPT = 1000
+#: seconds for each answer of Keystone, unless `[trustee] timeout` says otherwise
+_PATIENCE = 5.0
 _TRUSTS = "/OS-TRUST/trusts"
 #: what else a login may be for
 _SCOPE = ("project_id", "project_name", "project_domain_id", "project_domain_name")
@@ -78,10 +83,52 @@ class Grantor:
 
     def remove(self, token: str, trust_id: str) -> None:
         """One that is not there is as good. Raises `IdentityUnavailable`."""
-        _remove(self._session(token), f"{self._url}{_TRUSTS}/{trust_id}")
+        try:
+            self._session(token).delete(f"{self._url}{_TRUSTS}/{trust_id}")
+        except exceptions.NotFound:
+            return
+        except exceptions.ClientException as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
 
     def _session(self, token: str) -> Session:
         return Session(auth=Token(self._url, token), verify=self._verify, timeout=30, redirect=False)
+
+
+class _Login:
+    """A session, and who may change its token: two threads that do so at once confuse keystoneauth."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        assert isinstance(session.auth, BaseIdentityPlugin)
+        self._plugin = session.auth
+        self._lock = threading.Lock()
+        # a lend makes a few requests, and an agent that waits for it gives up after 30 s
+        session.timeout = session.timeout or _PATIENCE
+        # the password is for Keystone and nobody else
+        session.redirect = False
+
+    @property
+    def url(self) -> str:
+        return _v3(self._plugin.auth_url or "")
+
+    def token(self) -> str:
+        """One that lasts for a while. Raises what keystoneauth raises."""
+        with self._lock:
+            access = self._plugin.get_access(self._session)
+            ends, begins = access.expires, access.issued
+            life = (ends - begins).total_seconds() if ends is not None and begins is not None else 0.0
+            if access.will_expire_soon(stale_duration=int(min(_LASTS, life / 2))):
+                self._session.invalidate()
+                access = self._plugin.get_access(self._session)
+            return str(access.auth_token)
+
+    def endpoint(self, **where: Any) -> str | None:
+        with self._lock:
+            return self._session.get_endpoint(**where)
+
+    def delete(self, path: str) -> None:
+        with self._lock:
+            self._session.delete(self.url + path)
 
 
 class Trusts:
@@ -89,9 +136,9 @@ class Trusts:
 
     def __init__(self, login: Callable[[str | None], Session], *, interface: str, region: str | None) -> None:
         """`login`: a session by a trust, or of the service itself (None). `interface`: of the object store."""
-        self._login = login
+        self._new = login
         self._where: dict[str, Any] = {"service_type": "object-store", "interface": interface, "region_name": region}
-        self._sessions: dict[str | None, Session] = {}
+        self._logins: dict[str | None, _Login] = {}
         self._lock = threading.Lock()
 
     def lend(self, trust_id: str, *, account: str | None = None) -> Lent:
@@ -100,63 +147,70 @@ class Trusts:
         `account`: the prefix of an account beside the project's own (`SERVICE_`), which needs the service's token, too.
         Raises `TrustBroken`, `IdentityUnavailable`.
         """
-        session = self._session(trust_id)
+        token = self._token(trust_id)
         try:
-            token = _fresh(session)
-            url = session.get_endpoint(**self._where)
-            if not url:
-                raise IdentityUnavailable(detail="the catalog has no object store")
-        except _GONE as error:
-            self.forget(trust_id)
-            raise TrustBroken(detail=_said(error)) from error
+            url = self._login(trust_id).endpoint(**self._where)
         except exceptions.ClientException as error:
             raise IdentityUnavailable(detail=_said(error)) from error
+        if not url:
+            raise IdentityUnavailable(detail="the catalog has no object store")
         if account is None:
-            return Lent(str(url), token)
-        return Lent(_of_account(str(url), account), token, self._service_token())
+            return Lent(url, token)
+        return Lent(_of_account(url, account), token, self._service_token())
 
     def check(self, trust_id: str) -> None:
         """Whether it stands, by a new token: an old one outlives it. Raises `TrustBroken`, `IdentityUnavailable`."""
         self.forget(trust_id)
-        self.lend(trust_id)
+        self._token(trust_id)
 
     def end(self, trust_id: str) -> None:
-        """Remove it: its owner does not need it any more. One that does not work is as good as removed.
+        """Remove it: nothing needs it any more. One that does not work is as good as removed.
 
         Raises `IdentityUnavailable`.
         """
-        session = self._session(trust_id)
         try:
-            plugin = session.auth
-            assert isinstance(plugin, BaseIdentityPlugin)
-            url = _v3(plugin.auth_url or "")
-            session.get_token()
-        except _GONE:
+            self._token(trust_id)
+            self._login(trust_id).delete(f"{_TRUSTS}/{trust_id}")
+        except (TrustBroken, exceptions.NotFound):
             return
+        except (exceptions.Unauthorized, exceptions.Forbidden) as error:
+            # to try again would change nothing, and hold up whatever waits for its end
+            _log.warning("Keystone does not let a trust be removed by itself: %s", _said(error))
         except exceptions.ClientException as error:
             raise IdentityUnavailable(detail=_said(error)) from error
         finally:
             self.forget(trust_id)
-        _remove(session, f"{url}{_TRUSTS}/{trust_id}")
 
-    def forget(self, trust_id: str) -> None:
+    def forget(self, trust_id: str | None) -> None:
         """Ask Keystone anew the next time."""
         with self._lock:
-            self._sessions.pop(trust_id, None)
+            self._logins.pop(trust_id, None)
+
+    def _token(self, trust_id: str) -> str:
+        """Raises `TrustBroken`, `IdentityUnavailable`."""
+        try:
+            return self._login(trust_id).token()
+        except _GONE as error:
+            self.forget(trust_id)
+            # is it the trust that is refused, or is it us?
+            self.forget(None)
+            self._service_token()
+            raise TrustBroken(detail=_said(error)) from error
+        except exceptions.ClientException as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
 
     def _service_token(self) -> str:
         try:
-            return _fresh(self._session(None))
+            return self._login(None).token()
         except exceptions.ClientException as error:
-            detail = f"[{SECTION}] is not accepted, or has no project of its own: {_said(error)}"
-            raise IdentityUnavailable(detail=detail) from error
+            raise IdentityUnavailable(detail=f"[{SECTION}] cannot log in: {_said(error)}") from error
 
-    def _session(self, trust_id: str | None) -> Session:
+    def _login(self, trust_id: str | None) -> _Login:
         with self._lock:
-            found = self._sessions.pop(trust_id, None) or self._login(trust_id)
-            while len(self._sessions) >= _KEPT:  # the one that was not used for longest
-                self._sessions.pop(next(iter(self._sessions)))
-            self._sessions[trust_id] = found
+            found = self._logins.pop(trust_id, None) or _Login(self._new(trust_id))
+            while len(self._logins) >= _KEPT:  # the one that was not used for longest
+                self._logins.pop(next(iter(self._logins)))
+            self._logins[trust_id] = found
             return found
 
 
@@ -178,8 +232,10 @@ def load(file: Path | None) -> Trusts | None:
         return session
 
     try:
-        login(None)
-    except (cfg.Error, exceptions.ClientException) as error:
+        if not isinstance(login(None).auth, BaseIdentityPlugin):
+            raise SettingsWrong(detail=f"[{SECTION}] auth_type {section.auth_type} does not log in to Keystone")
+        login("trust")
+    except (cfg.Error, exceptions.ClientException, TypeError) as error:
         raise SettingsWrong(detail=f"[{SECTION}]: {error}") from error
     return Trusts(login, interface=section.interface or "public", region=section.region_name)
 
@@ -213,28 +269,6 @@ def _section(file: Path | None) -> cfg.ConfigOpts:
     except (cfg.Error, exceptions.ClientException, OSError, UnicodeDecodeError) as error:
         raise SettingsWrong(detail=f"[{SECTION}]: {error}") from error
     return conf
-
-
-def _fresh(session: Session) -> str:
-    """A token that lasts for a while."""
-    plugin = session.auth
-    assert isinstance(plugin, BaseIdentityPlugin)
-    access = plugin.get_access(session)
-    ends, begins = access.expires, access.issued
-    life = (ends - begins).total_seconds() if ends is not None and begins is not None else 0.0
-    if access.will_expire_soon(stale_duration=int(min(_LASTS, life / 2))):
-        session.invalidate()
-        access = plugin.get_access(session)
-    return str(access.auth_token)
-
-
-def _remove(session: Session, url: str) -> None:
-    try:
-        session.delete(url)
-    except _GONE:
-        return
-    except exceptions.ClientException as error:
-        raise IdentityUnavailable(detail=_said(error)) from error
 
 
 def _v3(url: str) -> str:

@@ -9,6 +9,7 @@ A token is of one project, is good for a while and is renewed with the lease. It
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -17,26 +18,28 @@ from sqlalchemy.orm import Session
 from raksha.db import jobs, vaults
 from raksha.db.models import Vault
 from raksha.db.session import Database
-from raksha.errors import TrustBroken
-from raksha.vault.credentials import Credentials, given_token
+from raksha.errors import IdentityUnavailable, TrustBroken
+from raksha.vault.credentials import Credentials, LentCredentials, TokenCredentials, given_token
 
 if TYPE_CHECKING:  # only who has trusts needs keystoneauth
     from raksha.openstack.trusts import Lent, Trusts
 
 #: of the accounts that only the service and a tenant together open
 SERVICE_PREFIX = "SERVICE_"
+#: trusts that are tried, where any of a project's does
+_TRIED = 5
 
 
 class Place(Struct, frozen=True):
     """What of the database says how a vault is opened."""
 
-    #: None: by what the environment says
-    trust_id: str | None
+    #: one after the other; none: by what the environment says
+    trusts: tuple[str, ...] = ()
     prefix: str | None = None
 
 
 #: the environment's
-NOWHERE = Place(None)
+NOWHERE = Place()
 
 
 class Access:
@@ -45,15 +48,22 @@ class Access:
     def __init__(self, trusts: Trusts | None = None) -> None:
         self._trusts = trusts
 
-    def place(self, session: Session, vault: Vault, job_id: str | None = None) -> Place:
-        """By the trust of this job, or of any of the project's. Raises `TrustBroken` if there is none."""
+    def place(self, session: Session, vault: Vault, job_id: str | None = None, *, alone: bool = False) -> Place:
+        """By the trust of this job, or of any of the project's, unless it `alone` is to do. Raises `TrustBroken`."""
         account = (vaults.service(session, vault.vault_service_id).settings or {}).get("account")
         if account not in ("project", "service"):
             return NOWHERE
-        trust = jobs.trust(session, vault.project_id, job_id)
-        if trust is None:
-            raise TrustBroken(detail="there is none")
-        return Place(trust, SERVICE_PREFIX if account == "service" else None)
+        found = jobs.trusts(session, vault.project_id, job_id)
+        if alone and job_id is not None:
+            own = jobs.trust(session, job_id)
+            found = [own] if own is not None else []
+        if found:
+            return Place(tuple(found[:_TRIED]), SERVICE_PREFIX if account == "service" else None)
+        if (
+            self._trusts is None and account == "project"
+        ):  # the environment has a token of the one project that there is
+            return NOWHERE
+        raise TrustBroken(detail="there is none")
 
     def check(self, trust_id: str) -> None:
         """Raises `TrustBroken`, `IdentityUnavailable`."""
@@ -62,23 +72,43 @@ class Access:
 
     def lend(self, place: Place) -> dict[str, str] | None:
         """As variables of an environment, for `VaultAccess`. Raises `TrustBroken`, `IdentityUnavailable`."""
-        if place.trust_id is None:
+        if not place.trusts:
             return None
-        if self._trusts is None:
-            raise TrustBroken(detail="this scheduler has no [trustee] to act by it")
-        return _variables(self._trusts.lend(place.trust_id, account=place.prefix))
+        *others, last = place.trusts
+        for trust in others:
+            try:
+                return _variables(self._known().lend(trust, account=place.prefix))
+            except TrustBroken:
+                continue
+        return _variables(self._known().lend(last, account=place.prefix))
 
     def credentials(self, database: Database, vault: Vault, job_id: str | None = None) -> Credentials | None:
-        """For this process. Raises `TrustBroken`, `IdentityUnavailable`."""
-        with database.reading() as session:
-            place = self.place(session, vault, job_id)
-        lent = self.lend(place)
-        return None if lent is None else given_token(lent)
+        """For this process; when it is refused, another is lent. Raises `TrustBroken`, `IdentityUnavailable`."""
+
+        def lent() -> TokenCredentials | None:
+            with database.reading() as session:
+                place = self.place(session, vault, job_id)
+            variables = self.lend(place)
+            trusted = {name: os.environ[name] for name in ("OS_CACERT",) if name in os.environ}
+            return None if variables is None else given_token({**variables, **trusted})
+
+        def again() -> TokenCredentials:
+            found = lent()
+            if found is None:
+                raise TrustBroken(detail="the vault is opened otherwise by now")
+            return found
+
+        first = lent()
+        return None if first is None else LentCredentials(first, again)
 
     def end(self, trust_id: str) -> None:
         """Nothing needs it any more. Raises `IdentityUnavailable`."""
-        if self._trusts is not None:
-            self._trusts.end(trust_id)
+        self._known().end(trust_id)
+
+    def _known(self) -> Trusts:
+        if self._trusts is None:
+            raise IdentityUnavailable(detail="this scheduler has no [trustee]; another one may have it")
+        return self._trusts
 
 
 #: of a deployment without Keystone

@@ -7,6 +7,7 @@ has the task.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -48,7 +49,8 @@ def claim(database: Database, settings: SchedulerSettings, said: Claim, access: 
             outcome.begun(session, task)
         return [(_claimed(session, task, settings), _place(session, task, access)) for task in got]
 
-    given = (_lent(database, access, task, place) for task, place in database.run(work))
+    held = frozenset(each.task_id for each in said.holding or ())
+    given = (_lent(database, access, task, place, held) for task, place in database.run(work))
     return Claims(tasks=tuple(task for task in given if task is not None))
 
 
@@ -56,7 +58,7 @@ def _place(session: Session, task: Task, access: Access) -> Place | RakshaError:
     if task.vault_id is None:
         return NOWHERE
     try:
-        return access.place(session, vaults.get(session, task.vault_id), _job(session, task))
+        return access.place(session, vaults.get(session, task.vault_id), _job(session, task), alone=True)
     except TrustBroken as error:
         return error
 
@@ -69,24 +71,41 @@ def _job(session: Session, task: Task) -> str | None:
     return session.scalars(select(BackupJobRun.backupjob_id).where(mine)).one_or_none()
 
 
-def _lent(database: Database, access: Access, task: Claimed, place: Place | RakshaError) -> Claimed | None:
-    """With what opens its vault. None: there is nothing to be had, and the task was ended or went back."""
+def _lent(
+    database: Database, access: Access, task: Claimed, place: Place | RakshaError, held: frozenset[str]
+) -> Claimed | None:
+    """With what opens its vault. None: there is nothing to be had, and the task was ended or went back.
+
+    `held`: tasks that this agent is at work on: it goes on with what it was lent, and is told more when there is more.
+    """
     try:
         if isinstance(place, RakshaError):
             raise place
         lent = access.lend(place)
-    except IdentityUnavailable as error:
-        _log.warning("task %s goes back: %s", task.task_id, error, extra={"action": "claim"})
-        hand_back(database, HandBack(task_id=task.task_id, epoch=task.epoch, delay=_LATER))
-        return None
-    except RakshaError as error:
-        _log.error("task %s has failed: %s", task.task_id, error, extra={"action": "claim"})
-        document = error.document()
-        finish(database, Finish(task_id=task.task_id, epoch=task.epoch, to=TaskState.ERROR, error=document))
+    except (TrustBroken, IdentityUnavailable) as error:
+        if task.task_id in held:
+            return task
+        _refused(database, task, error)
         return None
     if lent is None or task.vault is None:
         return task
     return replace(task, vault=replace(task.vault, credentials=lent))
+
+
+def _refused(database: Database, task: Claimed, error: RakshaError) -> None:
+    if isinstance(error, IdentityUnavailable):
+        _log.warning("task %s goes back: %s", task.task_id, error, extra={"action": "claim"})
+        back = HandBack(task_id=task.task_id, epoch=task.epoch, delay=_LATER)
+        ending = partial(hand_back, database, back)
+    else:
+        _log.error("task %s has failed: %s", task.task_id, error, extra={"action": "claim"})
+        document = error.document()
+        end = Finish(task_id=task.task_id, epoch=task.epoch, to=TaskState.ERROR, error=document)
+        ending = partial(finish, database, end)
+    try:
+        ending()
+    except RakshaError as problem:  # its lease ends, and it is claimed again
+        _log.warning("task %s: %s", task.task_id, problem, extra={"action": "claim"})
 
 
 def _claimed(session: Session, task: Task, settings: SchedulerSettings) -> Claimed:

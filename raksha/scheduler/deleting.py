@@ -14,7 +14,7 @@ collection.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from msgspec import Struct
@@ -38,6 +38,7 @@ from raksha.errors import (
     RowNotFound,
     StateConflict,
     StillNeeded,
+    TrustBroken,
 )
 from raksha.scheduler import consolidating
 from raksha.scheduler.access import ENVIRONMENT, Access
@@ -102,20 +103,36 @@ def waiting(database: Database, limit: int) -> list[str]:
         return [run.id for run in runs.abandoned(session, RunState.DELETING, limit)]
 
 
-def remove_jobs(database: Database, limit: int = 100, access: Access = ENVIRONMENT) -> int:
-    """Jobs on their way out: their ended runs go, then their trusts, and at last their rows. How many are gone."""
+def remove_jobs(
+    database: Database,
+    limit: int = 100,
+    access: Access = ENVIRONMENT,
+    collect: Callable[[Vault], object] = lambda _: True,
+) -> int:
+    """Jobs on their way out: their ended runs go, then their trusts, and at last their rows. How many are gone.
+
+    `collect`: the garbage of a vault, None if it could not; called before the last trust that opens it is ended.
+    """
     gone = 0
     with database.reading() as session:
-        found = {job.id: [*job.former_trusts, job.trust_id] for job in jobs.deleting(session, limit)}
-    for id, trusts in found.items():
+        found = {
+            job.id: (job.project_id, [each for each in (*job.former_trusts, job.trust_id) if each is not None])
+            for job in jobs.deleting(session, limit)
+        }
+    for id, (project_id, trusts) in found.items():
         database.run(partial(runs.delete_ended, job_id=id))
         with database.reading() as session:
             if jobs.has_runs(session, id):
                 continue
+            last = bool(trusts) and set(jobs.trusts(session, project_id)) <= set(trusts)
+            opened = [each for each in vaults.all_vaults(session) if each.project_id == project_id and each.vault_uuid]
         try:
-            for trust in filter(None, trusts):
+            # nobody could do that later
+            if last and not all(_collected(access, database, vault, id, collect) for vault in opened):
+                continue
+            for trust in trusts:
                 access.end(trust)
-            database.run(partial(jobs.remove, id=id))
+            database.run(partial(jobs.remove, id=id, ended=trusts))
         except IdentityUnavailable as error:
             _log.warning("the trust of job %s cannot be ended yet: %s", id, error, extra={"backupjob": id})
             continue
@@ -123,6 +140,18 @@ def remove_jobs(database: Database, limit: int = 100, access: Access = ENVIRONME
             continue
         gone += 1
     return gone
+
+
+def _collected(
+    access: Access, database: Database, vault: Vault, job_id: str, collect: Callable[[Vault], object]
+) -> bool:
+    """Or there is no hope for it. Raises `IdentityUnavailable`."""
+    try:
+        if access.credentials(database, vault, job_id) is None:
+            return True  # it is opened without trusts
+    except TrustBroken:
+        return True
+    return collect(vault) is not None
 
 
 def _put_off(database: Database, victim: _Victim, seconds: float) -> None:

@@ -93,6 +93,10 @@ class _Round:
         self.unmade: dict[str, Wait | None] = {}
         #: the same of vault services that do not answer: one that is away is waited for once
         self.away: dict[str, Wait] = {}
+        #: Keystone does not answer
+        self.identity_away: IdentityUnavailable | None = None
+        #: trusts that stand
+        self.trusted: set[str] = set()
 
     def waited(self, run: BackupJobRun) -> float:
         """Seconds."""
@@ -135,7 +139,7 @@ def dispatch(database: Database, settings: SchedulerSettings, access: Access = E
 def _started(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> Wait | set[str]:
     """Makes the vault as well, where there is none."""
     run_id = run.id
-    if (refused := _not_delegated(database, run, access)) is not None:
+    if (refused := _not_delegated(database, round_, run, access)) is not None:
         return database.run(partial(_refuse, round_=round_, run_id=run_id, error=refused))
     outcome = database.run(partial(_start, round_=round_, run_id=run_id))
     if not isinstance(outcome, _NoVaultYet):
@@ -152,27 +156,36 @@ def _started(database: Database, round_: _Round, run: BackupJobRun, access: Acce
     return again
 
 
-def _not_delegated(database: Database, run: BackupJobRun, access: Access) -> RakshaError | None:
+def _not_delegated(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> RakshaError | None:
     """Whether the job may still act for its owner, where it does so by a trust."""
     with database.reading() as session:
-        trust = jobs.trust(session, run.project_id, run.backupjob_id)
+        job = jobs.get(session, None, run.backupjob_id)
+    trust = job.trust_id
+    if trust is None or trust in round_.trusted or job.state in (JobState.SUSPENDED, JobState.DELETING):
+        return None
+    if round_.identity_away is not None:
+        return round_.identity_away
     try:
-        if trust is not None:
-            access.check(trust)
-    except (TrustBroken, IdentityUnavailable) as error:
+        access.check(trust)
+    except IdentityUnavailable as error:
+        round_.identity_away = error
         return error
+    except TrustBroken as error:
+        return error
+    round_.trusted.add(trust)
     return None
 
 
 def _refuse(session: Session, round_: _Round, run_id: str, error: RakshaError) -> Wait | set[str]:
     run = runs.get(session, None, run_id)
-    if isinstance(error, IdentityUnavailable):
+    if isinstance(error, IdentityUnavailable) and round_.waited(run) <= round_.settings.max_wait:
         wait = Wait("identity_away", str(error))
         _stay(session, round_, run, wait)
         return wait
     job = jobs.get(session, None, run.backupjob_id)
     advance.fail(session, run, job, error.document(), round_.settings)
-    suspend(session, job.id, error)
+    if isinstance(error, TrustBroken):
+        suspend(session, job.id, error)
     return set()
 
 

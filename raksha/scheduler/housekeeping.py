@@ -4,6 +4,7 @@ work that is over."""
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import partial
 
 from msgspec import Struct
@@ -64,7 +65,8 @@ def _end_trusts(database: Database, access: Access) -> None:
                 ended.append(trust)
         except IdentityUnavailable as error:
             _log.warning("a former trust of job %s cannot be ended yet: %s", id, error, extra={"backupjob": id})
-        database.run(partial(jobs.forget_former_trusts, id=id, ended=ended))
+        with suppress(RowNotFound):  # it went meanwhile, and its trusts with it
+            database.run(partial(jobs.forget_former_trusts, id=id, ended=ended))
 
 
 def _over(session: Session, kind: PinHolder, id: str) -> bool:

@@ -165,8 +165,15 @@ class Loop:
         begun = 0
         for id in deleting.waiting(self._database, _AT_ONCE):
             begun += self._background.submit(f"delete {id}", partial(self._delete_one, id))
-        deleting.remove_jobs(self._database, access=self._access)
+        self._background.submit("remove jobs", self._remove_jobs)
         return begun
+
+    def _remove_jobs(self) -> None:
+        def collect(vault: Vault) -> object:
+            return collecting.collect(self._database, self._settings, vault, self._instance, self._access)
+
+        if deleting.remove_jobs(self._database, access=self._access, collect=collect):
+            self.wake()
 
     def _delete_one(self, run_id: str) -> None:
         with self.metrics.step("delete one"):

@@ -12,7 +12,7 @@ No clouds.yaml, no v2. No secret is ever part of a repr.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from raksha.errors import VaultAccessDenied
@@ -33,10 +33,18 @@ class TokenCredentials:
 
 
 class LentCredentials:
-    """A token that whoever lends it replaces in time. For any thread."""
+    """A token that whoever lends it replaces in time, or that is asked for again when it is refused. For any thread."""
 
-    def __init__(self, first: TokenCredentials) -> None:
+    def __init__(self, first: TokenCredentials, again: Callable[[], TokenCredentials] | None = None) -> None:
+        """`again`: another one, if there is a way to it."""
         self._current = first
+        self._again = again
+
+    def refused(self, stale: str) -> bool:
+        """Whether there is another one by now. Raises what `again` raises."""
+        if self._current.token == stale and self._again is not None:
+            self._current = self._again()
+        return self._current.token != stale
 
     def current(self) -> TokenCredentials:
         return self._current

@@ -138,7 +138,7 @@ class _LentToken:
         return current.storage_url, current.token
 
     def renew(self, stale: str) -> bool:
-        return self._lent.current().token != stale
+        return self._lent.refused(stale)
 
     def service_token(self) -> str | None:
         return self._lent.current().service_token

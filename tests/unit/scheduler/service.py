@@ -103,7 +103,7 @@ class Service:
     def collect(self) -> collecting.Collected | None:
         with self.database.reading() as session:
             (vault,) = vaults.all_vaults(session)
-        return collecting.collect(self.database, self.settings, vault, "scheduler-1")
+        return collecting.collect(self.database, self.settings, vault, "scheduler-1", self.access)
 
     def files(self, container: str = "backupjobs_segments") -> set[Path]:
         """Of the project's vault."""

@@ -19,8 +19,8 @@ from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, TrustBr
 from raksha.openstack.trusts import Lent
 from raksha.scheduler import deleting, housekeeping
 from raksha.scheduler.access import Access
-from raksha.states import JobState, RunState
-from raksha.tasks import RENEW, Held
+from raksha.states import JobState, RunState, TaskKind
+from raksha.tasks import CLAIM, RENEW, Claim, Held
 from tests.unit.scheduler.service import Service
 
 URL = "http://swift/v1/AUTH_project"
@@ -32,12 +32,17 @@ class Keystone:
 
     def __init__(self) -> None:
         self.fault: RakshaError | None = None
+        self.broken: set[str] = set()
+        self.asked = 0
         self.lent: list[str] = []
         self.ended: list[str] = []
 
     def lend(self, trust_id: str, *, account: str | None = None) -> Lent:
+        self.asked += 1
         if self.fault is not None:
             raise self.fault
+        if trust_id in self.broken:
+            raise BROKEN
         self.lent.append(trust_id)
         token = f"token {len(self.lent)} by {trust_id}"
         return Lent(URL, token) if account is None else Lent(f"http://swift/v1/{account}project", token, "service")
@@ -193,6 +198,72 @@ def test_a_trust_ends_with_its_job_and_not_before_its_last_restore_point(service
     assert keystone.ended == ["trust-1"]
     with pytest.raises(RowNotFound):
         row(service, job)
+
+
+def test_what_the_last_job_of_a_project_leaves_is_collected_while_somebody_can(
+    service: Service, keystone: Keystone
+) -> None:
+    job = service.job("vm-1", trust_id="trust-1")
+    service.backup(job)
+    assert service.files()
+    service.database.run(lambda s: jobs.begin_deleting(s, job))
+    deleting.remove_jobs(service.database, access=service.access)
+    service.go_on_deleting()
+    # another scheduler collects at this moment: not yet
+    assert deleting.remove_jobs(service.database, access=service.access, collect=lambda _: None) == 0
+    assert keystone.ended == []
+    collected = deleting.remove_jobs(service.database, access=service.access, collect=lambda _: service.collect())
+    assert (collected, keystone.ended, service.files()) == (1, ["trust-1"], set())
+
+
+def test_a_job_whose_owner_left_is_deleted_by_another_s_trust(service: Service, keystone: Keystone) -> None:
+    job, other = service.job("vm-1", trust_id="trust-1"), service.job("vm-1", name="other", trust_id="trust-2")
+    service.backup(job)
+    keystone.broken.add("trust-1")
+    service.database.run(lambda s: jobs.begin_deleting(s, job))
+    deleting.remove_jobs(service.database, access=service.access)
+    service.go_on_deleting()
+    assert deleting.remove_jobs(service.database, access=service.access) == 1
+    assert row(service, other).trust_id == "trust-2"
+
+
+def test_a_take_over_during_the_removal_of_a_job_is_not_lost(service: Service, keystone: Keystone) -> None:
+    job = service.job("vm-1", trust_id="trust-1")
+    service.database.run(lambda s: jobs.begin_deleting(s, job))
+    end = keystone.end
+
+    def meanwhile(trust: str) -> None:
+        keystone.end = end  # type: ignore[method-assign]
+        end(trust)
+        version = row(service, job).version
+        service.database.run(lambda s: jobs.take_over(s, job, version, user_id="ben", trust_id="trust-2"))
+
+    keystone.end = meanwhile  # type: ignore[method-assign]
+    assert deleting.remove_jobs(service.database, access=service.access) == 0
+    assert deleting.remove_jobs(service.database, access=service.access) == 1
+    assert set(keystone.ended) == {"trust-1", "trust-2"}
+
+
+def test_keystone_that_is_away_is_asked_once_a_round(service: Service, keystone: Keystone) -> None:
+    service.agents[0].have("vm-2")
+    keystone.fault = AWAY
+    for vm, trust in (("vm-1", "trust-1"), ("vm-2", "trust-2")):
+        service.queue(service.job(vm, name=vm, trust_id=trust))
+    service.round()
+    assert keystone.asked == 1
+
+
+def test_a_task_under_way_is_claimed_again_without_keystone(service: Service, keystone: Keystone) -> None:
+    """The agent goes on with what it was lent: its work must not be given up."""
+    service.queue(service.job("vm-1", trust_id="trust-1"))
+    service.round()
+    agent = service.agents[0]
+    (task,) = agent.claim()
+    keystone.fault = AWAY
+    held = (Held(task_id=task.task_id, epoch=task.epoch - 1),)
+    said = Claim(service_id=agent.id, instance=agent.instance, kinds=(TaskKind.BACKUP,), limit=0, holding=held)
+    (again,) = service.ask[CLAIM](said).tasks
+    assert again.epoch == task.epoch + 1 and again.vault is not None and again.vault.credentials is None
 
 
 def test_the_trust_of_who_had_a_job_before_is_ended(service: Service, keystone: Keystone) -> None:
