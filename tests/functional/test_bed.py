@@ -146,6 +146,7 @@ def test_daemon_can_be_killed_and_the_guest_goes_on(bed: Bed, session_host: Sess
     assert vm.run("/bin/echo", "hello") == "hello\n"
 
 
+@pytest.mark.slow
 def test_programs_run_inside_the_guest_and_fail_loudly(bed: Bed) -> None:
     vm = bed.machine([bed.raw("a")], mode="idle")
     vm.boot()
@@ -196,6 +197,7 @@ def read_or_empty(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 @pytest.mark.system
 def test_block_device_on_the_system_daemon(system_bed: Bed, system_host: SystemHost) -> None:
     a, b = system_bed.qcow2("a"), system_bed.loop("b")

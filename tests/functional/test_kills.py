@@ -254,6 +254,7 @@ def test_during_a_backup(session_host: SessionHost, world: World, point: str, ev
     settles(world, events, answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "event"), chosen(RELEASE, wanted_sample(3))[: wanted_sample(3) or None])
 def test_during_a_release(session_host: SessionHost, world: World, point: str, event: str) -> None:
     events = Events(world, session_host)

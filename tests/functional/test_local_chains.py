@@ -249,6 +249,7 @@ def test_restarted_below_the_overlay(story: Story) -> None:
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_release_leaves_no_trace(story: Story) -> None:
     guest = story.guest
     before = guest.sources(), guest.machine.xml(inactive=True), guest.files()

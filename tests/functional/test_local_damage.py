@@ -152,6 +152,7 @@ def test_a_damaged_map(story: Story, tmp_path: Path, damage: Callable[[Path], No
     assert_holds(local, runs[0], story.into, story.guest, story.truth[runs[0]])
 
 
+@pytest.mark.slow
 def test_an_unreadable_point_hides_no_other(story: Story) -> None:
     local, runs = story.local, list(story.truth)
     (document,) = local.folder.glob(f"backupjobs/*/{runs[1]}/run.json")

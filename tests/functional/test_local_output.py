@@ -40,6 +40,7 @@ def local(bed: Bed, tmp_path: Path) -> Local:
     return Local(bed.uri, tmp_path / "state", f"file://{tmp_path}/vault")
 
 
+@pytest.mark.slow
 def test_a_story_in_lines(bed: Bed, local: Local, tmp_path: Path) -> None:
     guest = two_disks(bed)
     name = guest.machine.name

@@ -73,6 +73,7 @@ def test_whatever_is_deleted_the_rest_restores(bed: Bed, local: Local, tmp_path:
         assert (again["deleted"], again["objects_removed"]) == ([], 0)
 
 
+@pytest.mark.slow
 def test_prune_counts_for_each_job(bed: Bed, local: Local, tmp_path: Path) -> None:
     story = Story(local, two_disks(bed, start=False), tmp_path / "out")
     runs: dict[str, list[str]] = {"daily": [], "weekly": []}

@@ -233,6 +233,7 @@ def test_a_read_only_vault(bed: Bed, guest: Guest, tmp_path: Path) -> None:
         story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_one_writer_others_read(local: Local, bed: Bed, tmp_path: Path) -> None:
     guest, second = two_disks(bed), two_disks(bed, "second", start=False)
     story = Story(local, guest, tmp_path / "out")

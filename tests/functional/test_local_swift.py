@@ -66,6 +66,7 @@ def test_from_the_first_backup_to_a_fresh_host(bed: Bed, local: Local, tmp_path:
     story.assert_all_hold()
 
 
+@pytest.mark.slow
 def test_other_peoples_tools_read_it(bed: Bed, local: Local, tmp_path: Path) -> None:
     """`swift download` of the container, `qemu-img` for the rest: no Raksha, bit for bit."""
     story = three_points(bed, local, tmp_path)

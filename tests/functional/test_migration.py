@@ -150,6 +150,7 @@ def assert_point_holds(pair: Pair, vm: Machine, into: Path) -> None:
     check_records([(path, "raw") for path in paths.values()], acknowledged)
 
 
+@pytest.mark.slow
 def test_overlays_there_and_back(pair: Pair, tmp_path: Path) -> None:
     guest = Guest(pair.bed, [pair.bed.raw("a", 4 * MIB), pair.bed.qcow2("b", 4 * MIB)])
     definition = guest.machine.xml(inactive=True)

@@ -183,6 +183,7 @@ def test_killed_while_frozen(kit: Kit, bed: Bed, how: signal.Signals) -> None:
     assert len(left) == 1, "the overlay of the killed run is gone"
 
 
+@pytest.mark.slow
 def test_nothing_to_freeze(kit: Kit, bed: Bed) -> None:
     """A guest without a file system on its disks is not called quiesced."""
     vm = bed.machine([bed.raw("a", 8 * MIB)])

@@ -161,6 +161,7 @@ def test_merge_that_the_definition_did_not_follow(kit: Kit, guest: Guest) -> Non
     assert_cold_boot_holds(kit, guest)
 
 
+@pytest.mark.slow
 def test_merge_that_the_definition_of_a_vm_that_is_off_did_not_follow(
     kit: Kit, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,6 +209,7 @@ def test_what_cannot_work_is_told_at_the_start(served: Served, words: list[str],
     assert says in found.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "option", "value"),
     [("agent", "transport_url", "rabbit://a/"), ("scheduler", "transport_url", "rabbit://a/"),

@@ -141,6 +141,7 @@ def test_disk_of_the_owner_fills_up(bed: Bed, small: Path) -> None:
         assert stopped(vm)
 
 
+@pytest.mark.slow
 def test_no_space_to_merge_either(bed: Bed, small: Path) -> None:
     """Overlay and disk share the full file system: the guest waits with all it wrote until there is space."""
     path = small / "own.raw"
