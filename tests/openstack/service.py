@@ -70,7 +70,7 @@ class Service:
         try:
             for command in self.commands.values():
                 command.start()
-            self.wait(self._answers)
+            self.wait(lambda: answers(self.url))
         except BaseException:
             self.__exit__()
             raise
@@ -86,15 +86,6 @@ class Service:
     def of(self, cloud: Cloud) -> Api:
         """As this user sees it, in its project."""
         return Api(cloud.login, f"{self.url}/v1/{cloud.project}")
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.url}/healthcheck", timeout=2).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
 
     def wait(self, done: Callable[[], object], seconds: float = 90) -> Any:
         """What it says when it says something. Shows the logs if that takes too long."""
@@ -123,6 +114,17 @@ class Service:
             return found if found["state"] in ENDED else None
 
         return self.wait(ended, seconds)
+
+
+def answers(url: str) -> bool:
+    """Whether an API is there, in order or not."""
+    try:
+        urllib.request.urlopen(f"{url}/healthcheck", timeout=2).close()
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def gone(api: Api, path: str) -> bool:

@@ -17,6 +17,7 @@ from tests.openstack.cloud.configuration import authtoken, ini
 from tests.openstack.cloud.daemons import run
 from tests.openstack.cloud.layout import KEYSTONE, REPOSITORY
 from tests.openstack.cloud.rest import Api, Cloud, Refused
+from tests.openstack.service import answers
 
 JOB = {"name": "nightly", "vm_selector": {"tags": ["protect"]}}
 
@@ -44,22 +45,13 @@ class Process:
             command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "raksha.cmd.api", "--config", self._file]
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=REPOSITORY)
         deadline = time.monotonic() + 60
-        while not self._answers():
+        while not answers(self.url):
             assert time.monotonic() < deadline and self._process.poll() is None, self.log.read_text()
             time.sleep(0.2)
 
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(60)
-
-    def _answers(self) -> bool:
-        try:
-            urllib.request.urlopen(f"{self.url}/healthcheck", timeout=2).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
 
     def of(self, cloud: Cloud) -> Api:
         """As this user sees it, in its project."""
