@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             _log_runs()
             # before there are threads: none of them is interrupted, the first one looks for them
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
-            _work(database, settings, trusts(options.config))
+            _work(database, settings, vault_access(options.config))
         finally:
             database.close()
     except RakshaError as error:
@@ -70,7 +70,7 @@ def _work(database: Database, settings: SchedulerSettings, access: Access) -> No
             bus.close()
 
 
-def trusts(file: Path | None) -> Access:
+def vault_access(file: Path | None) -> Access:
     """How vaults are opened: as `[trustee]` says, if there is such a section. Raises `SettingsWrong`."""
     found = file or (config_check.STANDARD_FILE if config_check.STANDARD_FILE.exists() else None)
     if not config_check.has_section(found, "trustee"):

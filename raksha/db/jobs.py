@@ -151,6 +151,7 @@ def deleting(session: Session, limit: int) -> list[BackupJob]:
 
 
 def has_runs(session: Session, id: str) -> bool:
+    """Whether any run of it is left."""
     return session.scalars(select(BackupJobRun.id).where(BackupJobRun.backupjob_id == id).limit(1)).first() is not None
 
 
@@ -160,12 +161,12 @@ def remove(session: Session, id: str, ended: Sequence[str] = ()) -> None:
     Raises `RowNotFound`, `StillNeeded`.
     """
     job = get(session, None, id)
-    has_runs = exists().where(BackupJobRun.backupjob_id == id)
+    left = exists().where(BackupJobRun.backupjob_id == id)
     deleting = [BackupJob.id == id, BackupJob.state == JobState.DELETING]
     deleting += [BackupJob.former_trusts == job.former_trusts, BackupJob.trust_id.is_not_distinct_from(job.trust_id)]
     if not {*job.former_trusts, job.trust_id} <= {None, *ended}:
         raise StillNeeded(noun=NOUN, id=id, found=job.state, detail="it was taken over meanwhile")
-    if rows.changed(session, delete(BackupJob).where(*deleting, ~has_runs)) == 0:
+    if rows.changed(session, delete(BackupJob).where(*deleting, ~left)) == 0:
         found = get(session, None, id).state
         raise StillNeeded(noun=NOUN, id=id, found=found, detail=f"it is not {JobState.DELETING}, or has runs left")
 

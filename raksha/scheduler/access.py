@@ -53,10 +53,11 @@ class Access:
         account = (vaults.service(session, vault.vault_service_id).settings or {}).get("account")
         if account not in ("project", "service"):
             return NOWHERE
-        found = jobs.trusts(session, vault.project_id, job_id)
         if alone and job_id is not None:
             own = jobs.trust(session, job_id)
             found = [own] if own is not None else []
+        else:
+            found = jobs.trusts(session, vault.project_id, job_id)
         if found:
             return Place(tuple(found[:_TRIED]), SERVICE_PREFIX if account == "service" else None)
         if (
