@@ -6,7 +6,9 @@ itself, with its result or an error that has a name; nothing of the guest's is l
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from raksha.virt.libvirt.processes import qemu_of
@@ -275,6 +278,38 @@ def test_libvirtd_dies_inside_a_block_job(
     options = world.options if command == "backup" else ()
     answer = stopped_at(world, point, events.kill_libvirtd, delay, command, world.guest.uuid, *options)
     settles(world, events, answer)
+
+
+def test_libvirtd_dies_when_qemu_has_opened_an_overlay(session_host: SessionHost, world: World) -> None:
+    """libvirt has QEMU open the overlays one by one before it takes the snapshot. If it dies in between, nobody has them
+    closed any more, and a new libvirtd gives their names a second time."""
+    events, domain = Events(world, session_host), world.guest.machine.domain
+    number = 1 + max(int(each) for each in re.findall(r"index='(\d+)'", world.guest.machine.xml()))
+    opened: list[Path] = []
+
+    def open_and_die() -> None:
+        used = [path for paths in world.overlays().values() for path in paths]
+        (path,) = (path for path in world.bed.directory.glob("vm-a.raksha-*") if str(path) not in used)
+        node = {"node-name": f"libvirt-{number}-storage", "driver": "file", "filename": str(path), "read-only": False}
+        command = json.dumps({"execute": "blockdev-add", "arguments": node})
+        assert json.loads(libvirt_qemu.qemuMonitorCommand(domain, command, 0))["return"] == {}
+        opened.append(path)
+        events.kill_libvirtd()
+
+    answer = stopped_at(world, "libvirt.snapshotCreateXML", open_and_die, None, "backup", world.guest.uuid)
+    assert answer.error == "capture_failed", answer
+    # it is in use, so it stays, and each run says so; nothing else is in the way
+    (path,) = opened
+    for _ in range(2):
+        world.write()
+        following = world.backup()
+        assert all(disk["mode"] == "delta" for disk in following.disks().values()), following.how()
+        assert any(str(path) in warning and "has it open" in warning for warning in following.warnings), following
+        world.assert_nothing_left(orphans={str(path)})
+        world.assert_right(following.run)
+    world.restart()
+    assert_right_and_clean(world, world.backup())
+    assert not path.exists()
 
 
 @pytest.mark.slow

@@ -14,13 +14,15 @@ from sqlalchemy import func, select
 from raksha.db import vaults
 from raksha.db.models import BackupJob, BackupJobRun, Barrier, Pin, Reservation, Restore, Task, VmResourceBackup
 from raksha.db.tasks import TERMINAL
-from raksha.journal import Journal
+from raksha.journal import Journal, LayerState
 from raksha.states import BackupState, RestoreState, RunState, TaskKind, TaskState, Trigger
 from raksha.vault import names
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
 from raksha.vault.credentials import from_environment
 from raksha.vault.store import BACKUPS, SEGMENTS
+from raksha.virt.libvirt.observe import holds_data
+from raksha.virt.libvirt.processes import qemu_of, users_of
 from tests.bed.deployment import Deployment, HostOfDeployment
 from tests.functional.local_kit import Local
 from tests.functional.pull_kit import bitmaps
@@ -179,7 +181,8 @@ def check_host(host: HostOfDeployment, guests: list[Guest], restores: set[str]) 
             assert (len(ours), bits) in ((1, 0), (0, 1)), f"{guest.name} {target}: {paths}, bitmaps {found}"
             assert domain.blockJobInfo(target) == {}, f"{guest.name} {target} has a block job"
     strays = {str(path) for path in host.bed.directory.glob("*.raksha-*")} - used
-    assert not strays, strays
+    odd = strays - _left_open(host, guests)
+    assert not odd, odd
     for folder in ("scratch", "spool", "overlays"):
         left = [path for path in (host.state / folder).rglob("*") if not path.is_dir()]
         assert not left, left
@@ -188,6 +191,22 @@ def check_host(host: HostOfDeployment, guests: list[Guest], restores: set[str]) 
     parts = [path for path in host.restores.rglob("*") if path.name.startswith(".raksha")]
     assert not parts, parts
     assert not _helpers(host), f"processes are left on {host.name}"
+
+
+def _left_open(host: HostOfDeployment, guests: list[Guest]) -> set[str]:
+    """Overlays that QEMU has opened for a libvirtd that was killed before it took the snapshot: empty, known to be ours,
+    and to be put away when the VM ends (`docs/safety.md`)."""
+    with closing(Journal(host.state)) as journal:
+        layers = [layer for guest in guests for layer in journal.layers(guest.uuid)]
+    found = set()
+    for layer in layers:
+        path = Path(layer.file.path)
+        if layer.state is LayerState.PLANNED and path.exists() and not holds_data(str(path)):
+            status = path.stat()
+            qemu = {process.pid for process in qemu_of(layer.vm)}
+            if qemu & set(users_of(status.st_dev, status.st_ino)):
+                found.add(str(path))
+    return found
 
 
 def _layers(guest: Guest) -> dict[str, list[str]]:

@@ -25,6 +25,9 @@ _Result = TypeVar("_Result")
 #: seconds between looks at a block job while no event arrives
 _POLL = 1.0
 
+#: how often a call is made that libvirt cannot carry out because it gives a name in QEMU a second time
+_NAMINGS = 8
+
 #: seconds between, and number of, signs of life asked of libvirtd before a call is given up
 _KEEPALIVE = (5, 6)
 
@@ -71,6 +74,20 @@ class Guest:
         """A call that changes something."""
         with crash.around(f"libvirt.{function.__name__}"):
             return self._call(action, function, *arguments)
+
+    def _open(self, action: str, function: Callable[..., _Result], *arguments: Any) -> _Result:
+        """A call for which libvirt has QEMU open files.
+
+        A libvirtd that was killed while it did so has left some open, and has not written down how far it had counted:
+        the next one gives their names again, which QEMU refuses, and counts on.
+        """
+        for _ in range(_NAMINGS - 1):
+            try:
+                return self._change(action, function, *arguments)
+            except LibvirtFailed as error:
+                if "Duplicate nodes with node-name" not in error.fields["detail"]:
+                    raise
+        return self._change(action, function, *arguments)
 
     # -- what it is ---------------------------------------------------------------------------------
 
@@ -124,7 +141,7 @@ class Guest:
 
     def snapshot(self, xml: str) -> None:
         """All disks of `xml` at one instant, or none."""
-        self._change("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
+        self._open("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
 
     def commit(self, disk: str, base: str, top: str | None, *, relative: bool = False) -> None:
         """Start merging the layers above `base` up to `top` into `base`; None is the active layer."""
@@ -183,7 +200,7 @@ class Guest:
 
     def backup_begin(self, xml: str, checkpoint_xml: str | None) -> None:
         """Freeze all disks of `xml` at one instant and serve them, and begin the bitmaps of the checkpoint with it."""
-        self._change("begin a backup", self._domain.backupBegin, xml, checkpoint_xml, 0)
+        self._open("begin a backup", self._domain.backupBegin, xml, checkpoint_xml, 0)
 
     def backup_xml(self) -> str | None:
         """The backup job under way, or None."""
