@@ -281,8 +281,8 @@ def test_libvirtd_dies_inside_a_block_job(
 
 
 def test_libvirtd_dies_when_qemu_has_opened_an_overlay(session_host: SessionHost, world: World) -> None:
-    """libvirt has QEMU open the overlays one by one before it takes the snapshot. If it dies in between, nobody has them
-    closed any more, and a new libvirtd gives their names a second time."""
+    """libvirt has QEMU open the overlays one by one before it takes the snapshot. If it dies in between, nobody has
+    them closed any more, and a new libvirtd gives their names a second time."""
     events, domain = Events(world, session_host), world.guest.machine.domain
     number = 1 + max(int(each) for each in re.findall(r"index='(\d+)'", world.guest.machine.xml()))
     opened: list[Path] = []

@@ -194,8 +194,8 @@ def check_host(host: HostOfDeployment, guests: list[Guest], restores: set[str]) 
 
 
 def _left_open(host: HostOfDeployment, guests: list[Guest]) -> set[str]:
-    """Overlays that QEMU has opened for a libvirtd that was killed before it took the snapshot: empty, known to be ours,
-    and to be put away when the VM ends (`docs/safety.md`)."""
+    """Overlays that QEMU has opened for a libvirtd that was killed before it took the snapshot: empty, known to be
+    ours, and to be put away when the VM ends (`docs/safety.md`)."""
     with closing(Journal(host.state)) as journal:
         layers = [layer for guest in guests for layer in journal.layers(guest.uuid)]
     found = set()
