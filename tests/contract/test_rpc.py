@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -186,16 +187,58 @@ def test_a_broker_that_goes_and_comes_back(tmp_path: Path, topic: str) -> None:
 
 
 def test_a_broker_that_comes_later(tmp_path: Path, topic: str) -> None:
-    """A hint of a process that begins while the bus is away is lost at once, and the bus is found once it is there."""
+    """While it is away nobody waits for it; once it is there, whoever wanted to answer does."""
     broker = RabbitMq(tmp_path)
     broker.prepare()
     bus = Bus(broker.url, patience=5)
     try:
+        before = time.monotonic()
         assert not bus.to(topic).cast(NOTE, Sum([1]))
-        broker.start()
+        with pytest.raises(BusUnavailable, match=r"add .* away"):
+            bus.to(topic).call(ADD, Sum([1]))
+        with bus.serve(topic, "two", Far("two").handlers):
+            pass
         with bus.serve(topic, "one", Far("one").handlers):
-            assert bus.to(topic).cast(NOTE, Sum([2]))
-            assert bus.to(topic).call(ADD, Sum([2])).total == 2
+            assert time.monotonic() - before < 4
+            broker.start()
+            began = time.monotonic()
+            assert answered(bus, topic) == Result(2, "one")
+            assert time.monotonic() - began < 10
     finally:
         bus.close()
         broker.stop()
+
+
+def answered(bus: Bus, topic: str) -> Result:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return bus.to(topic).call(ADD, Sum([2]), patience=1)
+        except BusUnavailable:
+            assert time.monotonic() < deadline
+
+
+def test_a_broker_that_takes_connections_and_says_nothing(topic: str) -> None:
+    """Whoever calls for the first time is back in time all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        bus = Bus(f"rabbit://raksha:secret@127.0.0.1:{silent.getsockname()[1]}/")
+        before = time.monotonic()
+        with pytest.raises(BusUnavailable):
+            bus.to(topic).call(ADD, Sum([1]), patience=1)
+        assert time.monotonic() - before < 3
+        with bus.serve(topic, "one", Far("one").handlers):
+            pass
+        assert time.monotonic() - before < 10
+        bus.close()
+
+
+def test_a_login_that_is_refused(broker: RabbitMq, topic: str, caplog: pytest.LogCaptureFixture) -> None:
+    bus = Bus(broker.url.replace("secret", "other"), patience=5)
+    assert not bus.to(topic).cast(NOTE, Sum([1]))
+    with pytest.raises(BusUnavailable, match=r"refuses us.*ACCESS_REFUSED"):
+        bus.to(topic).call(ADD, Sum([1]))
+    with bus.serve(topic, "one", Far("one").handlers):
+        pass
+    assert "one of topic" in caplog.text
+    assert "refuses us" in caplog.text
+    bus.close()
