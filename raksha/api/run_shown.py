@@ -64,7 +64,9 @@ class RunShown(Schema):
     cancel_requested_at = Instant(required=True, allow_none=True)
     consistency = _word(Consistency)
     group_consistent = fields.Boolean(
-        required=True, allow_none=True, metadata={"description": "All VMs were frozen at one instant; null: no group"}
+        required=True,
+        allow_none=True,
+        metadata={"description": "At one instant all VMs were frozen, or paused or shut off; null: no group"},
     )
     skew_seconds = _seconds("Between the first and the last snapshot")
     skew_error_seconds = _seconds("By which that may be wrong: the clocks of the hosts")

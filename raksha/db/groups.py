@@ -3,6 +3,7 @@
     members      WAITING -> JOINED -> FROZEN -> CAPTURED -> THAWED           each under the epoch of its own claim
     group        GATHERING -> FREEZING -> SNAPSHOTTING -> DONE               moves on when its last member has
     anything wrong, or the deadline: the group is FAILED, and every member thaws
+    what a member captured is lost with its claim: it is FAILED, even where the group is DONE
 
 A member snapshots only while the group is SNAPSHOTTING and it is FROZEN under the same epoch: a new claim of its task
 finds its epoch stale and fails the group.
@@ -42,6 +43,7 @@ STAGES: Mapping[BarrierState, Stage] = {
     BarrierState.SNAPSHOTTING: Stage(MemberState.FROZEN, MemberState.CAPTURED, BarrierState.DONE),
 }
 _OPEN = tuple(STAGES)
+_GONE = {"code": "group_failed", "message": "what it captured with the others is lost; it was captured again by itself"}
 
 
 def open_group(
@@ -106,6 +108,19 @@ def thawed(session: Session, id: str, vm_id: str, epoch: int, **facts: Any) -> b
     if member.state != MemberState.CAPTURED or member.epoch != epoch:
         return False
     transition(session, BarrierMember, member.id, MemberState.THAWED, epoch=epoch, **facts)
+    return True
+
+
+def begun_anew(session: Session, id: str, vm_id: str, epoch: int) -> bool:
+    """A newer claim of a member asks to join a group that is over: it takes its snapshot without the others. False:
+    known already."""
+    member = _member(session, id, vm_id)
+    if member.epoch >= epoch or member.state not in (MemberState.CAPTURED, MemberState.THAWED):
+        return False
+    to = MemberState.FAILED
+    transition(
+        session, BarrierMember, member.id, to, start={member.state}, frozen_at=None, captured_at=None, error=_GONE
+    )
     return True
 
 

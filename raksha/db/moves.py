@@ -98,6 +98,7 @@ MOVES: Mapping[type[Base], Mapping[StrEnum, frozenset[StrEnum]]] = {
         _M.JOINED: frozenset({_M.FROZEN, _M.FAILED}),
         _M.FROZEN: frozenset({_M.CAPTURED, _M.FAILED}),
         _M.CAPTURED: frozenset({_M.THAWED, _M.FAILED}),
+        _M.THAWED: frozenset({_M.FAILED}),
     },
 }
 

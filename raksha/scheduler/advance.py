@@ -23,12 +23,12 @@ from sqlalchemy.orm import Session
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import backups, groups, jobs, runs, tasks
 from raksha.db.columns import now
-from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Task
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Barrier, Task
 from raksha.db.session import Database
 from raksha.db.transition import transition, transition_all
 from raksha.errors import StateConflict
 from raksha.scheduler import releasing, retry
-from raksha.states import BarrierState, RunState, RunVmState, TaskKind, TaskState
+from raksha.states import BarrierState, Consistency, RunState, RunVmState, TaskKind, TaskState
 
 #: runs that tasks can move
 _MOVED = (RunState.READY, RunState.RUNNING, RunState.CANCELLING, RunState.NEEDS_ATTENTION)
@@ -161,13 +161,23 @@ def _end(session: Session, run: BackupJobRun, job: BackupJob, mine: list[Task], 
     stored = [task for task in mine if task.state == TaskState.DONE]
     if stored and (len(stored) == len(mine) or job.on_vm_failure == "degrade"):
         group = groups.of_run(session, run.id)
-        consistent = None if group is None else group.state == BarrierState.DONE and len(stored) == len(mine)
-        if consistent is not False or job.on_vm_failure == "degrade":
+        together = group is None or (group.state == BarrierState.DONE and len(stored) == len(mine))
+        if together or job.on_vm_failure == "degrade":
+            consistent = None if group is None else together and _stood_still(session, run, group)
             transition(session, BackupJobRun, run.id, RunState.COMMITTING, group_consistent=consistent)
             return
         fail(session, run, job, group.error if group and group.error else _NO_GROUP, settings)
         return
     fail(session, run, job, _first_error(mine), settings)
+
+
+def _stood_still(session: Session, run: BackupJobRun, group: Barrier) -> bool:
+    """Whether no guest wrote anything from the first snapshot to the last: each was frozen, or did not run."""
+    vms = select(BackupJobRunVm).where(BackupJobRunVm.backupjobrun_id == run.id)
+    still = {vm.vm_id for vm in session.scalars(vms) if vm.consistency in (Consistency.OFFLINE, Consistency.PAUSED)}
+    members = groups.members(session, group.id)
+    captured = all(member.captured_at is not None for member in members)
+    return captured and all(member.frozen_at is not None or member.vm_id in still for member in members)
 
 
 _NO_GROUP = {"code": "group_failed", "message": "the VMs were not frozen together"}

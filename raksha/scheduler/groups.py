@@ -34,9 +34,11 @@ def enter(database: Database, settings: SchedulerSettings, said: Enter) -> Seen:
         database.run(lambda session: _report(session, settings, said))
     except StateConflict:
         seen = look(database, Look(group=said.group))
-        if seen.state in _OVER:
-            return seen
-        raise
+        if seen.state not in _OVER:
+            raise
+        if said.to == MemberState.JOINED:
+            database.run(lambda session: groups.begun_anew(session, said.group, said.vm, said.epoch))
+        return seen
     return look(database, Look(group=said.group))
 
 

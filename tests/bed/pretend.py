@@ -55,10 +55,10 @@ class PretendCapture:
     """Fulfils `Capture` as far as storing looks at it."""
 
     engine = "memory"
-    consistency = Consistency.CRASH
     frozen_seconds = None
 
-    def __init__(self, vm: str, disks: Sequence[MemoryDisk], taken_at: float) -> None:
+    def __init__(self, vm: str, disks: Sequence[MemoryDisk], taken_at: float, consistency: Consistency) -> None:
+        self.consistency = consistency
         self.disks = list(disks)
         self.taken_at = taken_at
         self.machine = Machine(
@@ -76,6 +76,8 @@ class PretendAgent:
         self.instance = f"start of {host}"
         self.disks: Disks = {}
         self.bases: dict[str, BaseImage] = {}
+        #: by VM, of those that are not just running
+        self.consistency: dict[str, Consistency] = {}
         #: what each run captured
         self.captured: dict[str, Disks] = {}
         #: order and commit number of each FINISH, in their order
@@ -142,7 +144,8 @@ class PretendAgent:
         mine = {key: data for key, data in self.disks.items() if key[0] == order.vm and key[1] not in order.exclude}
         self.captured.setdefault(order.backupjobrun, {}).update(mine)
         self.clock += 10
-        capture = PretendCapture(order.vm, [self._disk(order, *key) for key in sorted(mine)], self.clock)
+        disks = [self._disk(order, *key) for key in sorted(mine)]
+        capture = PretendCapture(order.vm, disks, self.clock, self.consistency.get(order.vm, Consistency.CRASH))
         with closing(open_store(task.vault.url)) as store, DedupeIndex() as dedupe:
             catalog = Catalog.open(store)
             assert catalog.vault.id == task.vault.vault_uuid

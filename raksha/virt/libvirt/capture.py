@@ -141,7 +141,7 @@ class OverlayCapture:
         self._servers = ExitStack()
         self.taken_at = taken_at
         self.frozen_seconds = freezer.seconds
-        self.consistency = consistency_of(found.power, held=freezer.held)
+        self.consistency = consistency_of(found.power, guest, held=freezer.held)
         if request.quiesce is Quiesce.REQUIRE and found.active and not freezer.held:
             raise QuiesceFailed(vm=guest.name, detail="the freeze did not hold until the snapshot")
         # The layers below the new overlay must not change while they are read.
@@ -309,10 +309,11 @@ class OverlayCapture:
             self._lock = None
 
 
-def consistency_of(power: str, *, held: bool) -> Consistency:
+def consistency_of(power: str, guest: Guest, *, held: bool) -> Consistency:
+    """Asked after the snapshot. `power`: before it; a paused guest that was resumed since may have written."""
     if power == "shut off":
         return Consistency.OFFLINE
-    if power == "paused":
+    if power == "paused" and guest.power() == "paused":
         return Consistency.PAUSED
     return Consistency.QUIESCED if held else Consistency.CRASH
 

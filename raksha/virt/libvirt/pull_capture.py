@@ -139,7 +139,7 @@ class PullCapture:
         found = taken.survey
         self.taken_at = taken.at
         self.frozen_seconds = freezer.seconds
-        self.consistency = consistency_of(found.power, held=freezer.held)
+        self.consistency = consistency_of(found.power, guest, held=freezer.held)
         if request.quiesce is Quiesce.REQUIRE and found.active and not freezer.held:
             raise QuiesceFailed(vm=guest.name, detail="the freeze did not hold until the backup had begun")
         self.machine = read_machine(guest, taken.definition, found.inactive, found.power)

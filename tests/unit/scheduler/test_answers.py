@@ -13,12 +13,12 @@ from msgspec.structs import replace
 from sqlalchemy import select, update
 
 from raksha.db import runs
-from raksha.db.models import BackupJobRunVmResource, Barrier, Task
+from raksha.db.models import BackupJobRun, BackupJobRunVmResource, Barrier, Task
 from raksha.db.session import Database
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
 from raksha.rpc import Bus, Handler, Verb
 from raksha.scheduler.loop import Loop
-from raksha.states import BarrierState, MemberState, RunState, ServiceState, TaskState
+from raksha.states import BarrierState, Consistency, MemberState, RunState, ServiceState, TaskState
 from raksha.tasks import (
     ENTER,
     FINISH,
@@ -136,8 +136,8 @@ def test_what_is_handed_back_is_claimed_again_and_what_nobody_wants_ends(service
 # -- groups -----------------------------------------------------------------------------------------
 
 
-def group_of(service: Service) -> tuple[PretendAgent, str, dict[str, tuple[str, int]]]:
-    agent, _ = begun(service, "db", "web")
+def group_of(service: Service, **job: Any) -> tuple[PretendAgent, str, dict[str, tuple[str, int]]]:
+    agent, _ = begun(service, "db", "web", **job)
     claimed = agent.claim()
     group = claimed[0].order.group
     assert group is not None
@@ -173,6 +173,52 @@ def test_a_group_freezes_and_snapshots_together_and_its_skew_stands_with_the_run
     row = service.run_row(run.id)
     assert (row.state, row.group_consistent) == (RunState.AVAILABLE, True)
     assert (row.skew_seconds, row.skew_error_seconds) == (0.03, 0.5)
+
+
+def captured(service: Service, members: Mapping[str, tuple[str, int]], *frozen: str) -> None:
+    """All members of a group, and those of them frozen."""
+    for stage, at in ((MemberState.JOINED, None), (MemberState.FROZEN, 5_000_000), (MemberState.CAPTURED, 6_000_000)):
+        for vm, member in members.items():
+            enter(service, member, vm, stage, None if stage == MemberState.FROZEN and vm not in frozen else at)
+
+
+def ended(service: Service, agent: PretendAgent) -> BackupJobRun:
+    service.database.run(lambda s: s.execute(update(Task).values(lease_until=1)) and None)
+    assert agent.work() == 2
+    service.round()
+    (run,) = runs_of(service.database)
+    service.commit(run.id)
+    return service.run_row(run.id)
+
+
+@pytest.mark.parametrize(
+    ("found", "consistent"),
+    [(Consistency.CRASH, False), (Consistency.PAUSED, True), (Consistency.OFFLINE, True)],
+)
+def test_a_group_with_a_guest_that_wrote_meanwhile_is_a_restore_point_and_not_called_consistent(
+    service: Service, found: Consistency, consistent: bool
+) -> None:
+    agent, group, members = group_of(service)
+    agent.consistency = {"db": Consistency.QUIESCED, "web": found}
+    captured(service, members, "db")
+    assert service.ask[LOOK](Look(group=group)).state == BarrierState.DONE
+    row = ended(service, agent)
+    assert (row.state, row.group_consistent, row.skew_seconds) == (RunState.AVAILABLE, consistent, 0.0)
+
+
+@pytest.mark.parametrize("thaws", [False, True])
+def test_a_member_that_captures_again_by_itself_is_no_longer_one(service: Service, thaws: bool) -> None:
+    """Its agent was killed while it stored; its job says that it is captured even so."""
+    agent, group, members = group_of(service, on_vm_failure="degrade")
+    captured(service, members, "db", "web")
+    if thaws:
+        service.ask[THAWED](Thawed(group=group, vm="web", epoch=members["web"][1], at=7_000_000))
+    anew = (group, members["web"][1] + 1)
+    for _ in range(2):
+        assert enter(service, anew, "web", MemberState.JOINED) == BarrierState.DONE
+    row = ended(service, agent)
+    assert (row.state, row.group_consistent) == (RunState.AVAILABLE, False)
+    assert row.skew_seconds == 10.0, "as their agents say: there was no common moment"
 
 
 def test_a_member_that_fails_ends_the_group_and_who_comes_later_hears_it(service: Service) -> None:
