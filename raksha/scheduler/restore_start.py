@@ -1,7 +1,7 @@
 """Starts queued restores, and brings about the end of those that somebody wants no more.
 
     each VM of it               a RESTORE task on one host: the one that is asked for, else where the VM is (or was),
-                                else the least busy
+                                else the least busy; both of those that the job's `placement` allows
     in place                    the VM's host and no other, with the VM's own slot: no backup reads it meanwhile
     what it reads               pinned from the POST on, and again here
 
@@ -20,7 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import backups, restores, rows, runs, services, slots, tasks
+from raksha.db import backups, jobs, restores, rows, runs, services, slots, tasks
 from raksha.db.columns import SECOND, now
 from raksha.db.models import Restore, Service, VmResourceBackup
 from raksha.db.session import Database
@@ -90,9 +90,10 @@ def _start(session: Session, restore: Restore, alive: Mapping[str, Service], set
         _end(session, restore, RestoreState.ERROR, _said("run_gone", "its restore point is there no more"))
         return set()
     waited = (rows.clock(session) - restore.created_at) / SECOND
+    allowed = jobs.get(session, None, found.backupjob_id).placement
     placed = {}
     for vm in restore.target["vms"]:
-        host = _host(session, restore.target, vm["vm"], alive)
+        host = _host(session, restore.target, vm["vm"], alive, allowed)
         if host is None:
             if waited > settings.max_wait:
                 _end(session, restore, RestoreState.ERROR, _said("agent_gone", f"no host could take VM {vm['vm']}"))
@@ -118,15 +119,21 @@ def _start(session: Session, restore: Restore, alive: Mapping[str, Service], set
     return set(placed.values())
 
 
-def _host(session: Session, target: Mapping[str, Any], vm_id: str, alive: Mapping[str, Service]) -> str | None:
-    """None: not now."""
+def _host(
+    session: Session,
+    target: Mapping[str, Any],
+    vm_id: str,
+    alive: Mapping[str, Service],
+    allowed: Mapping[str, Any] | None,
+) -> str | None:
+    """None: not now. `allowed`: hosts and zones, where nobody has said which host."""
     seen = [service for service, _ in services.agents_of(session, vm_id)]
     if target["kind"] == "in_place":
         wanted = [seen[0].host] if seen else []
     elif target.get("host"):
         wanted = [target["host"]]
     else:
-        able = willing(alive.values(), None)
+        able = willing(alive.values(), allowed)
         wanted = [service.host for service in seen if service.id in {agent.id for agent in able}]
         wanted += [agent.host for agent in able]
     fit = (host for host in wanted if host in alive and alive[host].state == ServiceState.ENABLED)

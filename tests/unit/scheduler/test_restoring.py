@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from raksha.db import backups, restores, runs, tasks
-from raksha.db.models import Restore
+from raksha.db.models import BackupJob, Restore
+from raksha.db.models import Service as Service_
 from raksha.db.session import Database
 from raksha.scheduler import restore_start
 from raksha.scheduler.reap import reap
 from raksha.states import BackupKind, RestoreState, RunState, TaskKind, TaskState
 from raksha.tasks import RENEW, REPORT, DiskProgress, Held, Report, Restored, RestoreOrder
 from tests.bed.pretend import PretendAgent
-from tests.bed.scheduling import aged, held
+from tests.bed.scheduling import aged, held, silent
 from tests.unit.scheduler.service import Service
 
 
@@ -101,6 +103,48 @@ def test_it_goes_to_the_host_that_was_asked_for_and_waits_for_it(service: Servic
     assert go(service) == {"host-c"}
     late.finish(claimed(late), Restored())
     assert row(service, id).state == RestoreState.DONE
+
+
+def busy(service: Service, agent: PretendAgent, load: int, seconds: float = 0) -> None:
+    """What an agent says of itself, and how long ago that was."""
+
+    def work(session: Session) -> None:
+        session.execute(update(Service_).where(Service_.id == agent.id).values(load=load))
+        silent(session, session.get_one(Service_, agent.id), seconds)
+
+    service.database.run(work)
+
+
+def test_where_the_host_of_the_vm_is_gone_it_goes_to_the_least_busy(service: Service, point: str) -> None:
+    gone, more_busy = service.agents
+    idle = service.agent("host-c")
+    busy(service, gone, 0, seconds=3600)
+    busy(service, more_busy, 3)
+    busy(service, idle, 2)
+    ask(service, point, "web")
+    assert go(service) == {"host-c"}
+
+
+@pytest.mark.parametrize("placement", [{"hosts": ["host-b", "host-c"]}, {"zones": ["cellar"]}])
+def test_it_goes_where_its_job_allows(service: Service, point: str, placement: dict[str, list[str]]) -> None:
+    """Neither to the VM's own host nor to the least busy; but to the one that somebody asks for."""
+    _, allowed = service.agents
+    service.agent("host-d")
+
+    def work(session: Session) -> None:
+        session.execute(update(Service_).where(Service_.id == allowed.id).values(zone="cellar"))
+        session.execute(update(BackupJob).values(placement=placement))
+
+    service.database.run(work)
+    busy(service, allowed, 5)
+    ask(service, point, "web")
+    assert go(service) == {"host-b"}
+    ask(service, point, "web", host="host-d")
+    assert go(service) == {"host-d"}
+    # the one that is allowed has no room: it waits
+    busy(service, allowed, 8)
+    waiting = ask(service, point, "web")
+    assert go(service) == set() and row(service, waiting).state == RestoreState.QUEUED
 
 
 def test_one_that_waits_for_no_host_fails(service: Service, point: str) -> None:
