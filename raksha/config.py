@@ -1,7 +1,7 @@
 """Settings, read once at the entry point and passed in as one frozen record.
 
-Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config` (`config_file.py`), options of the
-command line.
+Sources, later ones win: defaults here, `/etc/raksha/raksha.conf` or `--config`, variables `OS_HOST__OPTION`
+(`config_file.py`), options of the command line.
 Nothing else in Raksha reads a configuration file or an environment variable, except `vault/address.py` for the
 usual OS_*/ST_* credentials.
 """
@@ -67,14 +67,15 @@ class Settings(Struct, frozen=True):
 
 
 def load(path: Path | None = None, **overrides: object) -> Settings:
-    """Settings from a file (default: `/etc/raksha/raksha.conf` if it is there) and `overrides` that are not None.
+    """Settings from a file (default: `/etc/raksha/raksha.conf` if it is there), `OS_HOST__*` variables, and
+    `overrides` that are not None.
 
-    Raises `SettingsWrong` for a file that cannot be read or holds a wrong value.
+    Raises `SettingsWrong` for a file that cannot be read, and for a wrong value.
     """
     values: dict[str, object] = {"libvirt_uri": default_libvirt_uri(), "state_dir": default_state_dir()}
     file = path or (STANDARD_FILE if STANDARD_FILE.exists() else None)
-    if file is not None:
-        # a third of the time that a short command takes to start, for nothing where there is no file
+    if file is not None or any(name.startswith("OS_HOST__") for name in os.environ):
+        # a third of the time that a short command takes to start, for nothing where nothing is set
         from raksha.config_file import read
 
         values |= read(file)

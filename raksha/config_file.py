@@ -1,4 +1,5 @@
-"""The configuration file, read by oslo.config: which settings it may hold, and of what kind and range they are."""
+"""The configuration file and `OS_HOST__*` variables, read by oslo.config: which settings they may hold, and of what
+kind and range those are."""
 
 from __future__ import annotations
 
@@ -29,12 +30,15 @@ OPTIONS = [
 ]
 
 
-def read(path: Path) -> dict[str, object]:
-    """What a file sets, by the names of `raksha.config.Settings`. Raises `SettingsWrong`."""
+def read(path: Path | None) -> dict[str, object]:
+    """What a file (if there is one) and the variables set, by the names of `raksha.config.Settings`.
+
+    Raises `SettingsWrong`.
+    """
     conf = cfg.ConfigOpts()
     conf.register_opts(OPTIONS, group="host")
     try:
-        conf([], project="raksha", default_config_files=[str(path)], default_config_dirs=[])
+        conf([], project="raksha", default_config_files=[str(path)] if path else [], default_config_dirs=[])
         found = {option.name: conf.host[option.name] for option in OPTIONS}
     except (cfg.Error, OSError, UnicodeDecodeError) as error:
         raise SettingsWrong(detail=str(error)) from error

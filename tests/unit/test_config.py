@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,33 @@ def test_a_wrong_value_is_an_error(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SettingsWrong):
         config.load(path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_variable_wins_over_the_file_and_needs_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    path = tmp_path / "raksha.conf"
+    monkeypatch.setattr(config, "STANDARD_FILE", path)
+    if there:
+        path.write_text("[host]\nworkers = 7\nagent_timeout = 9\n")
+    monkeypatch.setenv("OS_HOST__WORKERS", "3")
+    assert (config.load().workers, config.load(workers=2).workers) == (3, 2)
+    assert config.load().agent_timeout == (9 if there else 5)
+    monkeypatch.setenv("OS_HOST__WORKERS", "many")
+    with pytest.raises(SettingsWrong, match="workers"):
+        config.load()
+
+
+def test_where_nothing_is_set_nothing_is_imported_for_it(tmp_path: Path) -> None:
+    """It would take a third of the time in which a short command starts."""
+    code = f"import sys, pathlib; from raksha import config; config.STANDARD_FILE = pathlib.Path({str(tmp_path)!r}, 'no')"
+    code += "; config.load(); print('oslo_config' in sys.modules)"
+    for more, imported in (({}, "False"), ({"OS_HOST__WORKERS": "3"}, "True")):
+        environment = {**{k: v for k, v in os.environ.items() if not k.startswith("OS_")}, **more}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == imported
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
