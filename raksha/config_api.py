@@ -30,7 +30,7 @@ class Limits(Struct, frozen=True):
     max_preview_times: int = 100
     #: restore points of one project; -1: any number
     max_runs: int = -1
-    #: bytes that its restore points refer to, each for itself; at that many it may make no more by hand; -1: any number
+    #: bytes that its restore points refer to, each for itself; at that many it makes no more; -1: any number
     max_stored_bytes: int = -1
     #: runs of one project that have not ended, above which it may start none by hand
     max_runs_under_way: int = 100

@@ -31,9 +31,13 @@ class SchedulerSettings(Struct, frozen=True):
     agent_timeout: float = 60.0
     #: runs of one project at once, where it has no limit of its own; -1: any number
     max_runs_per_project: int = 10
+    # of [api], for schedulers keep to what the API tells
+    #: restore points of one project, and bytes that they refer to, where it has no limits of its own; -1: any number
+    max_runs: int = -1
+    max_stored_bytes: int = -1
     #: whose VMs are those that belong to no project; empty: nobody's
     unowned_vms_project: str = ""
-    #: a run waits for an agent of its VMs, for a vault, for VMs to select; then it has failed
+    #: a run waits for an agent of its VMs, for a vault, for VMs to select, for room in its project; then it has failed
     max_wait: float = 6 * 3600.0
     #: a run that has waited for slots for so long gets the next ones: none overtakes it any more
     max_overtaken: float = 900.0
@@ -92,7 +96,7 @@ OPTIONS = [
     cfg.StrOpt("unowned_vms_project", default="",
                help="The project whose jobs may protect VMs that belong to no project. Unset: none."),
     cfg.FloatOpt("max_wait", default=_DEFAULTS.max_wait, min=0,
-                 help="Seconds that a run waits for an agent of its VMs or a vault before it has failed."),
+                 help="Seconds that a run waits for an agent of its VMs, a vault, or room before it has failed."),
     cfg.FloatOpt("max_overtaken", default=_DEFAULTS.max_overtaken, min=0,
                  help="Seconds that a run waits for slots before no other is let past it."),
     cfg.FloatOpt("heartbeat_interval", default=_DEFAULTS.heartbeat_interval, min=0.1,

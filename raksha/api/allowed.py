@@ -8,7 +8,8 @@ from msgspec import Struct
 from sqlalchemy.orm import Session
 
 from raksha.api.services import settings
-from raksha.db import restores, runs, usage
+from raksha.db import restores, room, runs, usage
+from raksha.db.models import BackupJob
 from raksha.errors import LimitExceeded
 
 #: names of `project_limits`, by the field in which clients see them
@@ -46,16 +47,14 @@ def one_more_job(session: Session, project_id: str) -> None:
     _within("backup jobs", usage.jobs(session, project_id) + 1, of(session, project_id).max_jobs)
 
 
-def one_more_run(session: Session, project_id: str) -> None:
-    """Raises `LimitExceeded`. Nothing is counted that is not limited."""
-    may = of(session, project_id)
-    going = usage.runs(session, project_id, runs.UNDER_WAY)
+def one_more_run(session: Session, job: BackupJob) -> None:
+    """Raises `LimitExceeded`. What comes between this and its start, dispatch sees."""
+    going = usage.runs(session, job.project_id, runs.UNDER_WAY)
     _within("runs that have not ended", going + 1, settings().limits.max_runs_under_way)
-    if may.max_runs >= 0:
-        _within("restore points", usage.runs(session, project_id, runs.POINTS) + 1, may.max_runs)
-    if may.max_stored_bytes >= 0:
-        # how much it will be nobody knows: one byte more is too much
-        _within("stored bytes", usage.stored_bytes(session, project_id) + 1, may.max_stored_bytes)
+    may = of(session, job.project_id)
+    short = room.shortage(session, job, room.Most(may.max_runs, may.max_stored_bytes))
+    if short is not None:
+        raise LimitExceeded(what=short.what, limit=short.limit, wanted=short.wanted)
 
 
 def one_more_restore(session: Session, project_id: str) -> None:

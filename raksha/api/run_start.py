@@ -39,7 +39,7 @@ def start(tenant_id: str, backupjob_id: str, body: Mapping[str, Any], kind: Back
         job = jobs.get(session, tenant_id, backupjob_id)
         if job.state not in _CAN:
             raise StateConflict(noun=jobs.NOUN, id=job.id, found=job.state, wanted=", ".join(_CAN), to="running")
-        allowed.one_more_run(session, tenant_id)
+        allowed.one_more_run(session, job)
         ids = request_id.current()
         run = runs.create(
             session, job, kind=_kind(session, job, kind), trigger=Trigger.REQUEST, user_id=identity().user_id,

@@ -3,6 +3,7 @@
     the queue: the first of each project, then the second of each, ...      raksha.db.runs.queued
     for each, in one transaction:
         its VMs, each with the agent that has it, and its vault             else: a reason, and later again
+        room in its project for one more restore point                      else: a reason, and later again
         all slots of VMs, hosts, project and vault                          else: a reason, nothing is reserved
         the run READY, what it may build on pinned, a claimable task with its whole order for each VM, its group open
 
@@ -27,7 +28,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import groups, jobs, rows, runs, services, slots, tasks, usage, vaults
+from raksha.db import groups, jobs, room, rows, runs, services, slots, tasks, usage, vaults
 from raksha.db.columns import SECOND, new_id, now
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, Reservation, Service, Task, Vault, VaultService
 from raksha.db.session import Database
@@ -95,6 +96,8 @@ class _Round:
         self.away: dict[str, Wait] = {}
         #: Keystone does not answer
         self.identity_away: IdentityUnavailable | None = None
+        #: bytes that projects had stored when the round came to them, where that is limited
+        self.stored: dict[str, int] = {}
         #: trusts that stand
         self.trusted: set[str] = set()
 
@@ -221,8 +224,14 @@ def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -
     placed, missing = _place_all(session, round_, job)
     if missing and (not placed or job.on_vm_failure != "degrade" or round_.waited(run) <= round_.settings.max_wait):
         return missing[0]
-    wanted = _slots(session, round_, job, service, placed)
-    blocked = _too_large(job, placed) or _vm_in_use(session, run, placed) or _kept(round_, wanted)
+    own = usage.limits(session, job.project_id)
+    wanted = _slots(round_, job, service, placed, own)
+    blocked = (
+        _too_large(job, placed)
+        or _no_room(session, round_, job, own)
+        or _vm_in_use(session, run, placed)
+        or _kept(round_, wanted)
+    )
     if blocked is not None:
         return blocked
     vault = vaults.of_project(session, service, run.project_id, vault_url(service, run.project_id))
@@ -256,12 +265,12 @@ def _place_all(session: Session, round_: _Round, job: BackupJob) -> tuple[list[P
 
 
 def _slots(
-    session: Session, round_: _Round, job: BackupJob, service: VaultService, placed: Sequence[Placed]
+    round_: _Round, job: BackupJob, service: VaultService, placed: Sequence[Placed], own: Mapping[str, int]
 ) -> list[Slot]:
     wanted = [Slot("vm", each.member.vm_id) for each in placed]
     for host, there in _by_host(placed).items():
         wanted.append(Slot("host", host, there[0].capacity, min(len(there), there[0].capacity)))
-    limit = usage.limits(session, job.project_id).get("concurrent_runs", round_.settings.max_runs_per_project)
+    limit = own.get("concurrent_runs", round_.settings.max_runs_per_project)
     if limit >= 0:
         wanted.append(Slot("project", job.project_id, limit))
     if service.max_runs is not None:
@@ -283,6 +292,19 @@ def _too_large(job: BackupJob, placed: Sequence[Placed]) -> Wait | None:
             least = f"{len(there)} VMs of the group are on host {host}, whose agent takes {there[0].capacity} at once"
             return Wait("group_too_large", least)
     return None
+
+
+def _no_room(session: Session, round_: _Round, job: BackupJob, own: Mapping[str, int]) -> Wait | None:
+    """It waits as for a vault that is away: once somebody, or retention, has made room it starts by itself."""
+    settings, project = round_.settings, job.project_id
+    may = room.most(own, room.Most(settings.max_runs, settings.max_stored_bytes))
+    if may.stored_bytes >= 0 and project not in round_.stored:
+        round_.stored[project] = usage.stored_bytes(session, project)
+    short = room.shortage(session, job, may, round_.stored.get(project))
+    if short is None:
+        return None
+    said = f"the limit of {short.what} of its project is {short.limit}; with this run it would be {short.wanted}"
+    return Wait(f"{short.name}_reached", said)
 
 
 def _vm_in_use(session: Session, run: BackupJobRun, placed: Sequence[Placed]) -> Wait | None:
