@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from raksha.agent import logs
+from raksha import logs
 from raksha.agent.carry import carry_out, kind_of
 from raksha.agent.host import Host
 from raksha.agent.outbox import Outbox

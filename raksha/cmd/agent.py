@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raksha import config, config_agent, config_check
-from raksha.agent import logs
+from raksha import config, config_agent, config_check, logs
 from raksha.agent.service import Agent
 from raksha.errors import RakshaError, SettingsWrong
 from raksha.rpc import Bus
@@ -44,7 +43,7 @@ def _work(path: Path | None) -> None:
     settings, agent_settings = config.load(path), config_agent.load(path)
     if not agent_settings.transport_url:
         raise SettingsWrong(detail="[agent] transport_url is not set: an agent needs the message bus of its schedulers")
-    _log_to_stderr()
+    logging.basicConfig(level=logging.INFO, handlers=[logs.named()])
     # before there are threads: none of them is interrupted, the first one looks for them
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
     agent = Agent(settings, agent_settings, Bus(agent_settings.transport_url, agent_settings.patience))
@@ -64,13 +63,6 @@ def _work(path: Path | None) -> None:
     thread.join()
     if failed:
         raise SettingsWrong(detail=f"[agent] metrics_address, metrics_port: {failed[0]}")
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(logs.FORMAT))
-    logs.name_tasks(handler)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ from gunicorn.http.errors import ParseException
 from msgspec import Struct
 from msgspec.structs import replace
 
-from raksha import config, config_agent, config_database
-from raksha.agent import logs
+from raksha import config, config_agent, config_database, logs
 from raksha.agent.service import Agent
 from raksha.api.http_basic import HttpBasic, LocalUser, create_default_users
 from raksha.api.request_id import current
@@ -41,7 +40,7 @@ from raksha.api.waker import Waker
 from raksha.cmd import api, state_folder
 from raksha.cmd.http_thread import HttpThread
 from raksha.cmd.output import Output
-from raksha.cmd.scheduler import serve_metrics, within
+from raksha.cmd.scheduler import serve_metrics
 from raksha.config import Settings
 from raksha.config_agent import AgentSettings
 from raksha.config_api import ApiSettings
@@ -126,7 +125,6 @@ def settings(asked: Asked) -> Parts:
     }
     if wrong := [name for name, found in foreign.items() if found]:
         raise SettingsWrong(detail=f"{wrong[0]} is for a service of several processes; raksha serve has its own")
-    scheduling = within(scheduling, api_settings.limits)
     scheduling = replace(scheduling, unowned_vms_project=scheduling.unowned_vms_project or PROJECT)
     users = api_settings.users_file
     api_settings = replace(
@@ -275,9 +273,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
 
 def _log_to_stderr() -> None:
     """Each line says of which task, run and request it is, as far as it is of one."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(logs.FORMAT))
-    logs.name_tasks(handler)
+    handler = logs.named()
     handler.addFilter(_name_request)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     # what it says of each connection is nothing that anybody wants to know
@@ -288,6 +284,4 @@ def _name_request(record: logging.LogRecord) -> bool:
     ids = current()
     if ids is not None:
         record.request_id = ids.local
-    if hasattr(record, "backupjobrun"):  # the scheduler's
-        record.run_id = record.backupjobrun
     return True

@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from msgspec.structs import replace
-
-from raksha import config_api, config_check, config_database, config_scheduler
+from raksha import config_check, config_database, config_scheduler, logs
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.session import Database, connect
@@ -22,7 +20,6 @@ from raksha.rpc import Bus
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.loop import Loop
 
-_FORMAT = "%(asctime)s %(levelname)s %(name)s [%(backupjobrun)s] %(message)s"
 _STOP = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -33,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = parser.parse_args(arguments)
     try:
         config_check.check(options.config)
-        settings = load(options.config)
+        settings = config_scheduler.load(options.config)
         database = connect(config_database.load(options.config))
         try:
             migrate.check(database)
-            _log_runs()
+            logging.basicConfig(level=logging.INFO, handlers=[logs.named()])
             # before there are threads: none of them is interrupted, the first one looks for them
             signal.pthread_sigmask(signal.SIG_BLOCK, _STOP)
             _work(database, settings, vault_access(options.config))
@@ -49,16 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"  {error.advice()}", file=sys.stderr)
         sys.exit(error.exit_code)
     sys.exit(0)
-
-
-def load(file: Path | None) -> SchedulerSettings:
-    """With the limits of projects, which the API tells. Raises `SettingsWrong`."""
-    return within(config_scheduler.load(file), config_api.load(file).limits)
-
-
-def within(settings: SchedulerSettings, limits: config_api.Limits) -> SchedulerSettings:
-    """What projects may have by the configuration."""
-    return replace(settings, max_runs=limits.max_runs, max_stored_bytes=limits.max_stored_bytes)
 
 
 def _work(database: Database, settings: SchedulerSettings, access: Access) -> None:
@@ -101,18 +88,6 @@ def serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]
         return loop.metrics.serve(settings.metrics_address, settings.metrics_port)
     except OSError as error:
         raise SettingsWrong(detail=f"[scheduler] metrics_port {settings.metrics_port}: {error.strerror}") from error
-
-
-def _log_runs() -> None:
-    """Every line says of which run it is, as far as it is of one."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_name_run)
-    logging.basicConfig(level=logging.INFO, format=_FORMAT, handlers=[handler])
-
-
-def _name_run(record: logging.LogRecord) -> bool:
-    record.backupjobrun = getattr(record, "backupjobrun", "-")
-    return True
 
 
 if __name__ == "__main__":

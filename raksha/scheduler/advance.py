@@ -12,6 +12,7 @@ The commit itself, and what follows it, is not here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -28,7 +29,10 @@ from raksha.db.session import Database
 from raksha.db.transition import transition, transition_all
 from raksha.errors import StateConflict
 from raksha.scheduler import releasing, retry
+from raksha.scheduler.about import about_run
 from raksha.states import BarrierState, Consistency, RunState, RunVmState, TaskKind, TaskState
+
+_log = logging.getLogger(__name__)
 
 #: runs that tasks can move
 _MOVED = (RunState.READY, RunState.RUNNING, RunState.CANCELLING, RunState.NEEDS_ATTENTION)
@@ -62,12 +66,14 @@ def advance(database: Database, settings: SchedulerSettings) -> Advanced:
         ids = [id for id in found if _may_move(session, id)]
     moved: dict[RunState, int] = {}
     for id in ids:
-        try:
-            state = database.run(partial(settle, run_id=id, settings=settings))
-        except StateConflict:  # another scheduler was first, or it was cancelled just now
-            continue
-        if state is not None:
-            moved[state] = moved.get(state, 0) + 1
+        with about_run(database, id):
+            try:
+                state = database.run(partial(settle, run_id=id, settings=settings))
+            except StateConflict:  # another scheduler was first, or it was cancelled just now
+                continue
+            if state is not None:
+                moved[state] = moved.get(state, 0) + 1
+                _log.info("the run is %s", state, extra={"action": "advance"})
     return Advanced(moved)
 
 

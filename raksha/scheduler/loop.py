@@ -25,6 +25,7 @@ from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
 from raksha.scheduler import collecting, committing, deleting, housekeeping, restore_start, retaining
+from raksha.scheduler.about import about_run
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.advance import advance
 from raksha.scheduler.background import Background
@@ -151,7 +152,7 @@ class Loop:
         return begun
 
     def _commit_one(self, run_id: str) -> None:
-        with self.metrics.step("commit one"):
+        with self.metrics.step("commit one"), about_run(self._database, run_id):
             self._tell(committing.commit(self._database, self._settings, run_id, self._instance, self._access))
         with self._database.reading() as session:
             run = runs.get(session, None, run_id)
@@ -176,7 +177,7 @@ class Loop:
             self.wake()
 
     def _delete_one(self, run_id: str) -> None:
-        with self.metrics.step("delete one"):
+        with self.metrics.step("delete one"), about_run(self._database, run_id):
             gone = deleting.delete(self._database, self._settings, run_id, self._instance, self._access)
         if gone:
             self.wake()

@@ -27,6 +27,7 @@ from raksha.db.models import BackupJobRun, BackupJobRunVm, Barrier, Restore, Ser
 from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
+from raksha.scheduler.about import about_task
 from raksha.scheduler.groups import LATE
 from raksha.states import RestoreState, RunState, ServiceKind, ServiceState, TaskKind, TaskState
 
@@ -73,7 +74,8 @@ def reap(database: Database, settings: SchedulerSettings) -> Reaped:
     for task in lost:
         if task.kind == TaskKind.CONSOLIDATE:
             database.run(partial(backups.unpin, holder_id=task.id))
-        _log.warning("task %s of run %s on %s: its agent is lost", task.id, task.backupjobrun_id, task.host)
+        with about_task(database, task):
+            _log.warning("%s on %s: its agent is lost", task.kind, task.host, extra={"action": "reap"})
     failed_groups = sum(database.run(partial(groups.fail, id=id, error=LATE)) for id in late)
     with database.reading() as session:
         ended, drained = _ended(session), bool(services.drained(session))

@@ -10,6 +10,7 @@ A restore stays with its host: what it has made is there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from msgspec import Struct
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from raksha import logs
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import backups, jobs, restores, rows, runs, services, slots, tasks
 from raksha.db.columns import SECOND, now
@@ -31,6 +33,8 @@ from raksha.scheduler import restoring
 from raksha.scheduler.placement import willing
 from raksha.states import PinHolder, RestoreState, RunState, ServiceKind, ServiceState, TaskKind
 from raksha.tasks import RestoreOrder
+
+_log = logging.getLogger(__name__)
 
 #: restores looked at in one round
 LOOKED_AT = 200
@@ -48,14 +52,19 @@ class Started(Struct, frozen=True):
 def start(database: Database, settings: SchedulerSettings) -> Started:
     """One round over the restores that have not ended."""
     with database.reading() as session:
-        ids = [restore.id for restore in restores.in_state(session, restoring.GOING, LOOKED_AT)]
+        going = restores.in_state(session, restoring.GOING, LOOKED_AT)
+        found = [(restore.id, restore.backupjobrun_id, restore.request_id) for restore in going]
         alive = {a.host: a for a in services.alive(session, ServiceKind.AGENT, settings.agent_timeout)}
     hosts: set[str] = set()
-    for id in ids:
-        try:
-            hosts |= database.run(partial(_one, id=id, alive=alive, settings=settings))
-        except (StateConflict, RowNotFound):  # another scheduler was first, or what it reads is going
-            continue
+    for id, run_id, request_id in found:
+        with logs.about(None, run_id, request_id):
+            try:
+                begun = database.run(partial(_one, id=id, alive=alive, settings=settings))
+            except (StateConflict, RowNotFound):  # another scheduler was first, or what it reads is going
+                continue
+            if begun:
+                _log.info("restore %s is begun on %s", id, ", ".join(sorted(begun)), extra={"action": "restore"})
+        hosts |= begun
     return Started(frozenset(hosts))
 
 

@@ -172,8 +172,9 @@ class Service:
         self.jobs[name] = id
         return id
 
-    def queue(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL) -> str:
-        run: str = self.database.run(lambda s: make_run(s, s.get_one(BackupJob, job_id), kind=kind).id)
+    def queue(self, job_id: str, kind: BackupKind = BackupKind.INCREMENTAL, request_id: str | None = None) -> str:
+        more = {"kind": kind, "request_id": request_id}
+        run: str = self.database.run(lambda s: make_run(s, s.get_one(BackupJob, job_id), **more).id)
         if self.scheduler is not None:
             self.scheduler.what.wake()
         return run
