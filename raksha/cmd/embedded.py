@@ -40,7 +40,7 @@ from raksha.api.waker import Waker
 from raksha.cmd import api, state_folder
 from raksha.cmd.http_thread import HttpThread
 from raksha.cmd.output import Output
-from raksha.cmd.scheduler import serve_metrics
+from raksha.cmd.scheduler import serve_metrics, within
 from raksha.config import Settings
 from raksha.config_agent import AgentSettings
 from raksha.config_api import ApiSettings
@@ -125,6 +125,7 @@ def settings(asked: Asked) -> Parts:
     }
     if wrong := [name for name, found in foreign.items() if found]:
         raise SettingsWrong(detail=f"{wrong[0]} is for a service of several processes; raksha serve has its own")
+    scheduling = within(scheduling, api_settings.limits)
     scheduling = replace(scheduling, unowned_vms_project=scheduling.unowned_vms_project or PROJECT)
     users = api_settings.users_file
     api_settings = replace(

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from raksha import config_check, config_database, config_scheduler, logs
+from msgspec.structs import replace
+
+from raksha import config_api, config_check, config_database, config_scheduler, logs
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import migrate
 from raksha.db.session import Database, connect
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = parser.parse_args(arguments)
     try:
         config_check.check(options.config)
-        settings = config_scheduler.load(options.config)
+        settings = load(options.config)
         database = connect(config_database.load(options.config))
         try:
             migrate.check(database)
@@ -46,6 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             print(f"  {error.advice()}", file=sys.stderr)
         sys.exit(error.exit_code)
     sys.exit(0)
+
+
+def load(file: Path | None) -> SchedulerSettings:
+    """With the limits of projects, which the API tells. Raises `SettingsWrong`."""
+    return within(config_scheduler.load(file), config_api.load(file).limits)
+
+
+def within(settings: SchedulerSettings, limits: config_api.Limits) -> SchedulerSettings:
+    """What projects may have by the configuration."""
+    return replace(settings, max_runs=limits.max_runs, max_stored_bytes=limits.max_stored_bytes)
 
 
 def _work(database: Database, settings: SchedulerSettings, access: Access) -> None:
