@@ -27,6 +27,10 @@ from msgspec import Struct
 
 from raksha import crash
 from raksha.errors import JournalUnusable, VaultBusy, VmBusy
+from raksha.write_ahead import use_write_ahead_log
+
+#: seconds to wait for other processes that write
+_PATIENCE = 30.0
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS host (id TEXT NOT NULL);
@@ -211,7 +215,7 @@ class Journal:
             self._locks.mkdir(mode=0o700, exist_ok=True)
             self._path = state_dir / "journal.sqlite"
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         except (OSError, sqlite3.Error) as error:
             raise JournalUnusable(path=state_dir, detail=error) from error
         try:
@@ -222,7 +226,7 @@ class Journal:
 
     def _set_up(self) -> str:
         # With a write-ahead log and FULL, each commit is synced once and survives a power cut.
-        self._db.execute("PRAGMA journal_mode=WAL")
+        use_write_ahead_log(self._db, _PATIENCE)
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA foreign_keys=ON")
         with self._transaction("set_up") as db:

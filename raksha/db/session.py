@@ -25,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from raksha.config_database import DatabaseSettings
 from raksha.errors import CommitUnknown, DatabaseBusy, DatabaseUnavailable, SettingsWrong
+from raksha.write_ahead import use_write_ahead_log
 
 __all__ = ["Database", "DatabaseSettings", "connect"]
 
@@ -180,9 +181,9 @@ def _sqlite_connected(lock_timeout: float) -> Callable[[Any, Any], None]:
     def connected(connection: Any, _record: Any) -> None:
         # the module begins no transactions of its own: `_sqlite_begin` does
         connection.isolation_level = None
+        connection.execute(f"PRAGMA busy_timeout = {round(lock_timeout * 1000)}")
+        use_write_ahead_log(connection, lock_timeout)
         for pragma in (
-            f"busy_timeout = {round(lock_timeout * 1000)}",
-            "journal_mode = WAL",
             # a commit survives a power cut: other processes and vaults rely on it
             "synchronous = FULL",
             "foreign_keys = ON",
