@@ -33,6 +33,8 @@ SERVICE = [
 ]
 #: the API's users and projects from an OpenStack cloud
 KEYSTONE = ["keystonemiddleware>=10", "python-memcached>=1.62"]
+#: servers and volumes of that cloud
+OPENSTACK = ["python-novaclient>=18", "python-cinderclient>=9", "keystoneauth1>=5.8"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
     *POSTGRESQL,
@@ -72,11 +74,12 @@ setup(
     extras_require={
         "agent": AGENT,
         "keystone": KEYSTONE,
+        "openstack": OPENSTACK,
         "postgresql": POSTGRESQL,
         "service": SERVICE,
         "swift": SWIFT,
         "test": [*TEST, *LINT],
-        "all": [*AGENT, *KEYSTONE, *SERVICE, *SWIFT],
+        "all": [*AGENT, *KEYSTONE, *OPENSTACK, *SERVICE, *SWIFT],
     },
     cmdclass={"build_py": BuildWithMigrations},
     entry_points={

@@ -509,6 +509,30 @@ class IdentityUnavailable(RakshaError):
     retryable = True
 
 
+class CloudRefused(Refused):
+    code = "cloud_refused"
+    message = "The service {service} of the cloud refused: {detail}."
+    hint = "Nothing was left half-made. What is missing may be a quota, a flavor, a network or a right of the project."
+
+
+class CloudMissing(NotFound):
+    code = "cloud_missing"
+    message = "The service {service} of the cloud does not have it: {detail}."
+
+
+class CloudUnavailable(RakshaError):
+    code = "cloud_unavailable"
+    message = "The service {service} of the cloud did not do what it was asked: {detail}."
+    hint = "Try again; if it stays so, its operator must look."
+    retryable = True
+
+
+class TooManyServers(Refused):
+    code = "too_many_servers"
+    message = "The project has more than {limit} servers; they are not listed."
+    hint = "Ask for one by its id."
+
+
 # -- the service's database -------------------------------------------------------------------------
 
 

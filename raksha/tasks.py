@@ -36,6 +36,9 @@ from raksha.types import ResourceKey
 from raksha.vault.metadata import BackupMetadata, VMMetadata, VmSummary
 from raksha.virt.capture import BaseImage
 
+#: of restores: targets that the cloud makes; the others are files and VMs of a host
+CLOUD_KINDS = ("server", "volume", "image")
+
 # -- the process ------------------------------------------------------------------------------------
 
 
@@ -119,6 +122,17 @@ class VaultAccess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         return f"VaultAccess({self.url!r})"
 
 
+class CloudAccess(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the task may do in its project of the cloud."""
+
+    token: str
+    #: by types of the catalog: `compute`, `block-storage`, `image`, `network`
+    endpoints: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"CloudAccess({sorted(self.endpoints)})"
+
+
 class Copy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stored disk copy that the order refers to; pinned as long as the task lives."""
 
@@ -176,7 +190,7 @@ class RestoreOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     vm: str
     #: disk targets; empty: all
     disks: tuple[str, ...] = ()
-    #: kind (`domain`, `files`, `in_place`) and what that kind needs
+    #: kind (`domain`, `files`, `in_place`, or one of `CLOUD_KINDS`) and what that kind needs
     target: dict[str, Any]
 
 
@@ -219,6 +233,8 @@ class Claimed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     order: Order
     #: None: nothing is stored or read
     vault: VaultAccess | None = None
+    #: None: there is no cloud, or nothing to be done in it
+    cloud: CloudAccess | None = None
     #: of the HTTP request that began it, for logs
     request_id: str | None = None
 
@@ -245,6 +261,7 @@ class Renewed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cancel: bool = False
     #: newer ones, where the claim came with some
     credentials: dict[str, str] | None = None
+    cloud: CloudAccess | None = None
 
     def __repr__(self) -> str:
         return f"Renewed({self.lease_seconds}, cancel={self.cancel})"

@@ -23,8 +23,9 @@ from raksha.agent.host import Host
 from raksha.agent.storing import Storing
 from raksha.agent.work import End, Work
 from raksha.backup.documents import machine_document, vm_summary
-from raksha.errors import GroupFailed
+from raksha.errors import CloudRefused, CloudUnavailable, GroupFailed
 from raksha.journal import HostRunState
+from raksha.server import Server
 from raksha.tasks import BackupOrder, Stored
 from raksha.vault.catalog import Catalog
 from raksha.virt.capture import Capture
@@ -41,6 +42,7 @@ class BackupTask:
         self._host = host
         self._work = work
         self._order = order
+        self._warnings: list[str] = []
 
     def __call__(self) -> Stored:
         """Raises everything in `raksha.errors`; then the capture is abandoned."""
@@ -70,6 +72,7 @@ class BackupTask:
 
     def _backup(self, engine: LibvirtEngines) -> Stored:
         order, work = self._order, self._work
+        server = self._server()
         with self._host.catalog(work) as catalog:
             capture = self._capture(engine, catalog)
             try:
@@ -80,10 +83,28 @@ class BackupTask:
             except BaseException:
                 capture.abandon()
                 raise
-        result = Stored(vm=vm_summary(capture, stored), disks=stored, machine=machine_document(capture))
+        result = Stored(
+            vm=vm_summary(capture, stored),
+            disks=stored,
+            machine=machine_document(capture, server),
+            warnings=tuple(self._warnings),
+        )
         kept = OpenCapture(work.task_id, order.backupjobrun, order.vm, capture, engine)
         self._host.captures.keep(kept)
         return result
+
+    def _server(self) -> Server | None:
+        """What its cloud says of the VM. A cloud that does not answer is no reason to have no backup."""
+        if self._work.cloud is None:
+            return None
+        from raksha.openstack.describe import describe
+
+        self._work.progress.step("asking the cloud")
+        try:
+            return describe(self._work.cloud, self._order.vm)
+        except (CloudRefused, CloudUnavailable) as error:
+            self._warnings.append(f"flavor, networks and the like are not part of the backup: {error}")
+            return None
 
     # -- the instant --------------------------------------------------------------------------------
 

@@ -240,7 +240,7 @@ class Keeper:
                 _log.warning("task %s is no longer ours: %s", work.task_id, error, extra={"action": "renew"})
                 self._crew.end(work.task_id, End.STALE)
             return
-        work.renewed(answer.lease_seconds, asked_at, answer.credentials)
+        work.renewed(answer, asked_at)
         if answer.cancel and isinstance(work.order, _CANCELLABLE):
             work.end(End.CANCELLED)
 

@@ -11,12 +11,25 @@ import threading
 import time
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raksha.agent.progress import TaskProgress
 from raksha.errors import Interrupted
-from raksha.tasks import BackupOrder, Claimed, FinishOrder, ReleaseOrder, Report, RestoreOrder, VerifyOrder
+from raksha.tasks import (
+    BackupOrder,
+    Claimed,
+    CloudAccess,
+    FinishOrder,
+    ReleaseOrder,
+    Renewed,
+    Report,
+    RestoreOrder,
+    VerifyOrder,
+)
 from raksha.vault.credentials import LentCredentials, TokenCredentials, given_token
+
+if TYPE_CHECKING:
+    from raksha.openstack.lent import LentLogin
 
 #: kinds that count against the capacity of a host; the others make room
 HEAVY = (BackupOrder, RestoreOrder, VerifyOrder)
@@ -55,6 +68,8 @@ class Work:
         self._lease = claimed.lease_seconds
         #: what opens the vault, if not this host's environment; renewed with the lease
         self.lent = _lent(claimed)
+        #: what acts in the project's cloud; renewed likewise
+        self.cloud = _login(claimed.cloud)
 
     @property
     def task_id(self) -> str:
@@ -80,17 +95,18 @@ class Work:
         with self._lock:
             self._epoch, self._number = claimed.epoch, 0
             self._asked_at, self._lease = asked_at, claimed.lease_seconds
-        if claimed.vault is not None:
-            self._open_with(claimed.vault.credentials)
+        self._open_with(None if claimed.vault is None else claimed.vault.credentials, claimed.cloud)
 
-    def renewed(self, seconds: float, asked_at: float, credentials: Mapping[str, str] | None = None) -> None:
+    def renewed(self, said: Renewed, asked_at: float) -> None:
         with self._lock:
-            self._asked_at, self._lease = asked_at, seconds
-        self._open_with(credentials)
+            self._asked_at, self._lease = asked_at, said.lease_seconds
+        self._open_with(said.credentials, said.cloud)
 
-    def _open_with(self, credentials: Mapping[str, str] | None) -> None:
+    def _open_with(self, credentials: Mapping[str, str] | None, cloud: CloudAccess | None) -> None:
         if self.lent is not None and credentials is not None:
             self.lent.renew(_token(credentials))
+        if self.cloud is not None and cloud is not None:
+            self.cloud.renew(cloud.token)
 
     def renew_at(self) -> float:
         """By the monotonic clock: twice more may fail before the lease is over."""
@@ -136,6 +152,15 @@ class Work:
 def _lent(claimed: Claimed) -> LentCredentials | None:
     given = None if claimed.vault is None else claimed.vault.credentials
     return None if given is None else LentCredentials(_token(given))
+
+
+def _login(cloud: CloudAccess | None) -> LentLogin | None:
+    if cloud is None:
+        return None
+    # only where there is a cloud: it takes a second to import
+    from raksha.openstack.lent import LentLogin
+
+    return LentLogin(cloud.token, cloud.endpoints, os.environ.get("OS_CACERT") or True)
 
 
 def _token(credentials: Mapping[str, str]) -> TokenCredentials:

@@ -122,6 +122,10 @@ class RunVmShown(Schema):
     frozen_seconds = _seconds("For how long its file systems stood still")
     error = fields.Nested(Said, required=True, allow_none=True)
     warnings = _texts()
+    server = fields.Dict(
+        required=True, allow_none=True,
+        metadata={"description": "What its cloud said of it: flavor, ports, volumes, …; null: no cloud was asked"},
+    )  # fmt: skip
     resources = fields.List(fields.Nested(ResourceShown), required=True)
 
 
@@ -136,7 +140,7 @@ _RUN = ("id", "backupjob_id", "project_id", "user_id", "description", "protected
         "cancel_requested_at", "consistency", "group_consistent", "skew_seconds", "skew_error_seconds",
         "frozen_seconds", "bytes_stored", "request_id")  # fmt: skip
 _VM = ("vm_id", "name", "host", "state", "excluded_disks", "engine", "power", "consistency", "taken_at",
-       "frozen_seconds")  # fmt: skip
+       "frozen_seconds", "server")  # fmt: skip
 _RESOURCE = ("id", "resource", "source", "size", "kind", "mode", "reason")
 _BACKUP = ("id", "kind", "vm_resource_backup_backing_id", "top", "vault_service_id", "bytes_stored", "image_size",
            "taken_at", "verified_at")  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from raksha.server import Server
 from raksha.vault.metadata import FORMAT, BackupMetadata, ResourceSummary, VMMetadata, VmSummary
 from raksha.virt.capture import Capture
 
@@ -33,7 +34,8 @@ def vm_summary(capture: Capture, disks: Iterable[BackupMetadata]) -> VmSummary:
     )
 
 
-def machine_document(capture: Capture) -> VMMetadata:
+def machine_document(capture: Capture, server: Server | None = None) -> VMMetadata:
+    """`server`: what its cloud says of it."""
     machine = capture.machine
     return VMMetadata(
         format=FORMAT,
@@ -44,4 +46,5 @@ def machine_document(capture: Capture) -> VMMetadata:
         live_xml=machine.live_xml,
         nvram=machine.nvram,
         files=dict(machine.files),
+        server=server,
     )

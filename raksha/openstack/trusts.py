@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,17 @@ class Lent(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Lent({self.storage_url!r})"
+
+
+class LentCloud(Struct, frozen=True):
+    """What acts in a project for a while."""
+
+    token: str
+    #: by types of the catalog
+    endpoints: dict[str, str]
+
+    def __repr__(self) -> str:
+        return f"LentCloud({sorted(self.endpoints)})"
 
 
 class Grantor:
@@ -137,7 +148,7 @@ class Trusts:
     def __init__(self, login: Callable[[str | None], Session], *, interface: str, region: str | None) -> None:
         """`login`: a session by a trust, or of the service itself (None). `interface`: of the object store."""
         self._new = login
-        self._where: dict[str, Any] = {"service_type": "object-store", "interface": interface, "region_name": region}
+        self._side: dict[str, Any] = {"interface": interface, "region_name": region}
         self._logins: dict[str | None, _Login] = {}
         self._lock = threading.Lock()
 
@@ -149,7 +160,7 @@ class Trusts:
         """
         token = self._token(trust_id)
         try:
-            url = self._login(trust_id).endpoint(**self._where)
+            url = self._login(trust_id).endpoint(service_type="object-store", **self._side)
         except exceptions.ClientException as error:
             raise IdentityUnavailable(detail=_said(error)) from error
         if not url:
@@ -157,6 +168,19 @@ class Trusts:
         if account is None:
             return Lent(url, token)
         return Lent(_of_account(url, account), token, self._service_token())
+
+    def cloud(self, trust_id: str, services: Sequence[str]) -> LentCloud:
+        """What acts in the project, for as long as what `lend` gives; without services that the catalog does not have.
+
+        Raises `TrustBroken`, `IdentityUnavailable`.
+        """
+        token = self._token(trust_id)
+        login = self._login(trust_id)
+        try:
+            found = {service: login.endpoint(service_type=service, **self._side) for service in services}
+        except exceptions.ClientException as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
+        return LentCloud(token, {service: url for service, url in found.items() if url})
 
     def check(self, trust_id: str) -> None:
         """Whether it stands, by a new token: an old one outlives it. Raises `TrustBroken`, `IdentityUnavailable`."""
@@ -244,6 +268,12 @@ def trustee_id(file: Path | None) -> str | None:
     """The user whom jobs are delegated to: `[trustee] user_id`. The API needs no more. Raises `SettingsWrong`."""
     found: str | None = _section(file)[SECTION].user_id
     return found
+
+
+def side(file: Path | None) -> tuple[str, str | None]:
+    """Interface and region of the services that are asked, as `[trustee]` says. Raises `SettingsWrong`."""
+    section = _section(file)[SECTION]
+    return section.interface or "public", section.region_name
 
 
 _OWN = [

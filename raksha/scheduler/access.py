@@ -10,6 +10,7 @@ A token is of one project, is good for a while and is renewed with the lease. It
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -19,15 +20,18 @@ from raksha.db import jobs, vaults
 from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, TrustBroken
+from raksha.tasks import CloudAccess
 from raksha.vault.credentials import Credentials, LentCredentials, TokenCredentials, given_token
 
 if TYPE_CHECKING:  # only who has trusts needs keystoneauth
-    from raksha.openstack.trusts import Lent, Trusts
+    from raksha.openstack.trusts import Lent, LentCloud, Trusts
 
 #: of the accounts that only the service and a tenant together open
 SERVICE_PREFIX = "SERVICE_"
+#: of a cloud, what tasks may have to do with
+CLOUD_SERVICES = ("compute", "block-storage", "image", "network")
 #: trusts that are tried, where any of a project's does
-_TRIED = 5
+TRIED = 5
 
 
 class Place(Struct, frozen=True):
@@ -59,7 +63,7 @@ class Access:
         else:
             found = jobs.trusts(session, vault.project_id, job_id)
         if found:
-            return Place(tuple(found[:_TRIED]), SERVICE_PREFIX if account == "service" else None)
+            return Place(tuple(found[:TRIED]), SERVICE_PREFIX if account == "service" else None)
         if (
             self._trusts is None and account == "project"
         ):  # the environment has a token of the one project that there is
@@ -82,6 +86,21 @@ class Access:
             except TrustBroken:
                 continue
         return _variables(self._known().lend(last, account=place.prefix))
+
+    def cloud(self, trusts: Sequence[str]) -> CloudAccess | None:
+        """What acts in the project, by the first of these trusts that stands. None: there is no cloud.
+
+        Raises `TrustBroken`, `IdentityUnavailable`.
+        """
+        if self._trusts is None or not trusts:
+            return None
+        *others, last = trusts
+        for trust in others:
+            try:
+                return _cloud(self._trusts.cloud(trust, CLOUD_SERVICES))
+            except TrustBroken:
+                continue
+        return _cloud(self._trusts.cloud(last, CLOUD_SERVICES))
 
     def credentials(self, database: Database, vault: Vault, job_id: str | None = None) -> Credentials | None:
         """For this process; when it is refused, another is lent. Raises `TrustBroken`, `IdentityUnavailable`."""
@@ -114,6 +133,10 @@ class Access:
 
 #: of a deployment without Keystone
 ENVIRONMENT = Access()
+
+
+def _cloud(lent: LentCloud) -> CloudAccess | None:
+    return CloudAccess(token=lent.token, endpoints=lent.endpoints) if "compute" in lent.endpoints else None
 
 
 def _variables(lent: Lent) -> dict[str, str]:

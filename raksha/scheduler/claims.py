@@ -11,19 +11,33 @@ from functools import partial
 from typing import cast
 
 import msgspec
+from msgspec import Struct
 from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import rows, services, tasks, vaults
+from raksha.db import jobs, rows, services, tasks, vaults
 from raksha.db.models import BackupJobRun, Restore, Task
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RakshaError, StateConflict, StillNeeded, TrustBroken
 from raksha.scheduler import outcome
-from raksha.scheduler.access import ENVIRONMENT, NOWHERE, Access, Place
-from raksha.states import TaskState
-from raksha.tasks import Claim, Claimed, Claims, Finish, HandBack, Held, Order, Renewed, Report, VaultAccess
+from raksha.scheduler.access import ENVIRONMENT, NOWHERE, TRIED, Access, Place
+from raksha.states import TaskKind, TaskState
+from raksha.tasks import (
+    CLOUD_KINDS,
+    Claim,
+    Claimed,
+    Claims,
+    Finish,
+    HandBack,
+    Held,
+    Order,
+    Renewed,
+    Report,
+    RestoreOrder,
+    VaultAccess,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +52,7 @@ def claim(database: Database, settings: SchedulerSettings, said: Claim, access: 
     Raises `RowNotFound`: register (again). `StillNeeded`: a later start of this agent has registered.
     """
 
-    def work(session: Session) -> list[tuple[Claimed, Place | RakshaError]]:
+    def work(session: Session) -> list[tuple[Claimed, _Means | RakshaError]]:
         service = services.get(session, said.service_id)
         if service.instance != said.instance:
             detail = f"it was started again as {service.instance}"
@@ -47,20 +61,41 @@ def claim(database: Database, settings: SchedulerSettings, said: Claim, access: 
         got = tasks.claim(session, service.id, said.kinds, said.limit, settings.task_lease, holding)
         for task in got:
             outcome.begun(session, task)
-        return [(_claimed(session, task, settings), _place(session, task, access)) for task in got]
+        return [(_claimed(session, task, settings), _means(session, task, access)) for task in got]
 
     held = frozenset(each.task_id for each in said.holding or ())
-    given = (_lent(database, access, task, place, held) for task, place in database.run(work))
+    given = (_lent(database, access, task, means, held) for task, means in database.run(work))
     return Claims(tasks=tuple(task for task in given if task is not None))
 
 
-def _place(session: Session, task: Task, access: Access) -> Place | RakshaError:
+class _Means(Struct, frozen=True):
+    """What of the database says what a task is done with."""
+
+    place: Place
+    #: by which it acts in the cloud; none: it has nothing to do there
+    cloud: tuple[str, ...] = ()
+
+
+def _means(session: Session, task: Task, access: Access) -> _Means | RakshaError:
     if task.vault_id is None:
-        return NOWHERE
+        return _Means(NOWHERE)
+    job = _job(session, task)
     try:
-        return access.place(session, vaults.get(session, task.vault_id), _job(session, task), alone=True)
+        place = access.place(session, vaults.get(session, task.vault_id), job, alone=True)
     except TrustBroken as error:
         return error
+    return _Means(place, _cloud_trusts(session, task, job))
+
+
+def _cloud_trusts(session: Session, task: Task, job: str | None) -> tuple[str, ...]:
+    """Backups ask what the cloud knows of a server, restores make servers and volumes."""
+    if task.kind == TaskKind.BACKUP and job is not None:
+        own = jobs.trust(session, job)
+        return () if own is None else (own,)
+    order = order_of(task)
+    if isinstance(order, RestoreOrder) and order.target.get("kind") in CLOUD_KINDS:
+        return tuple(jobs.trusts(session, task.project_id)[:TRIED])
+    return ()
 
 
 def _job(session: Session, task: Task) -> str | None:
@@ -72,24 +107,23 @@ def _job(session: Session, task: Task) -> str | None:
 
 
 def _lent(
-    database: Database, access: Access, task: Claimed, place: Place | RakshaError, held: frozenset[str]
+    database: Database, access: Access, task: Claimed, means: _Means | RakshaError, held: frozenset[str]
 ) -> Claimed | None:
-    """With what opens its vault. None: there is nothing to be had, and the task was ended or went back.
+    """With what opens its vault, and acts in its cloud. None: there is nothing to be had: it was ended, or went back.
 
     `held`: tasks that this agent is at work on: it goes on with what it was lent, and is told more when there is more.
     """
     try:
-        if isinstance(place, RakshaError):
-            raise place
-        lent = access.lend(place)
+        if isinstance(means, RakshaError):
+            raise means
+        lent, cloud = access.lend(means.place), access.cloud(means.cloud)
     except (TrustBroken, IdentityUnavailable) as error:
         if task.task_id in held:
             return task
         _refused(database, task, error)
         return None
-    if lent is None or task.vault is None:
-        return task
-    return replace(task, vault=replace(task.vault, credentials=lent))
+    vault = task.vault if lent is None or task.vault is None else replace(task.vault, credentials=lent)
+    return replace(task, vault=vault, cloud=cloud)
 
 
 def _refused(database: Database, task: Claimed, error: RakshaError) -> None:
@@ -142,17 +176,19 @@ def _request_id(session: Session, task: Task) -> str | None:
 def renew(database: Database, settings: SchedulerSettings, said: Held, access: Access = ENVIRONMENT) -> Renewed:
     """Raises `RowNotFound`, `EpochStale`, `StateConflict` when the task has ended."""
 
-    def work(session: Session) -> tuple[Task, Place | RakshaError]:
+    def work(session: Session) -> tuple[Task, _Means | RakshaError]:
         task = tasks.renew(session, said.task_id, said.epoch, settings.task_lease)
-        return task, _place(session, task, access)
+        return task, _means(session, task, access)
 
-    task, place = database.run(work)
-    lent = None
+    task, means = database.run(work)
+    lent, cloud = None, None
     try:
-        lent = access.lend(place) if isinstance(place, Place) else None
+        if isinstance(means, _Means):
+            lent, cloud = access.lend(means.place), access.cloud(means.cloud)
     except RakshaError as error:  # with what it has, it may still come to its end
         _log.warning("task %s: %s", said.task_id, error, extra={"action": "renew"})
-    return Renewed(lease_seconds=settings.task_lease, cancel=task.cancel_requested_at is not None, credentials=lent)
+    cancel = task.cancel_requested_at is not None
+    return Renewed(lease_seconds=settings.task_lease, cancel=cancel, credentials=lent, cloud=cloud)
 
 
 def report(database: Database, said: Report) -> None:

@@ -110,6 +110,7 @@ def _stored(session: Session, task: Task, stored: Stored) -> None:
         "taken_at": round(summary.taken_at * SECOND),
         "frozen_seconds": summary.frozen_seconds,
         "warnings": list(stored.warnings),
+        "server": None if stored.machine.server is None else msgspec.to_builtins(stored.machine.server),
     }
     rows.changed(session, mine.values(**facts))
     for disk in stored.disks:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from raksha.errors import MetadataInvalid
+from raksha.server import Server
 from raksha.states import BackupKind, Consistency, ReadMode, Reason
 from raksha.types import Geometry, ResourceKey
 
@@ -147,6 +148,8 @@ class VMMetadata(msgspec.Struct, frozen=True, kw_only=True):
     live_xml: str | None
     nvram: bytes | None
     files: dict[str, bytes] = {}
+    #: as the cloud knows it; None: it is not of a cloud, or the cloud could not be asked
+    server: Server | None = None
 
 
 class ResourceSummary(msgspec.Struct, frozen=True, kw_only=True):

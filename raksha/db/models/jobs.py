@@ -200,6 +200,8 @@ class BackupJobRunVm(Base):
     frozen_seconds: Mapped[float | None] = mapped_column(Double)
     error: Mapped[Document | None]
     warnings: Mapped[Document] = mapped_column(default=list)
+    #: as its cloud knew it (`raksha.server.Server`)
+    server: Mapped[Document | None]
 
     __table_args__ = options(UniqueConstraint("backupjobrun_id", "vm_id"), Index(None, "vm_id", "taken_at"))
 

@@ -12,7 +12,7 @@ from raksha.agent.work import End, Work
 from raksha.errors import Interrupted
 from raksha.journal import Journal
 from raksha.states import TaskState
-from raksha.tasks import BackupOrder, Claimed, DiskProgress, Finish, Finished, FinishOrder, VaultAccess
+from raksha.tasks import BackupOrder, Claimed, DiskProgress, Finish, Finished, FinishOrder, Renewed, VaultAccess
 
 ORDER = BackupOrder(backupjob="job", backupjobrun="run", vm="vm")
 
@@ -27,7 +27,7 @@ def test_a_lease_counts_from_the_question() -> None:
     work = Work(claimed(lease=10.0), now - 11)
     assert not work.has_lease()
     assert work.renew_at() < now
-    work.renewed(10.0, now)
+    work.renewed(Renewed(lease_seconds=10.0), now)
     assert work.has_lease() and now < work.renew_at() < now + 5
 
 
@@ -110,9 +110,9 @@ def test_what_opens_the_vault_is_renewed_with_the_lease() -> None:
 
     work = Work(of(1, "one"), time.monotonic())
     assert work.lent is not None and work.lent.current().token == "one"
-    work.renewed(10.0, time.monotonic(), lent("two"))
+    work.renewed(Renewed(lease_seconds=10.0, credentials=lent("two")), time.monotonic())
     assert work.lent.current().token == "two"
-    work.renewed(10.0, time.monotonic())
+    work.renewed(Renewed(lease_seconds=10.0), time.monotonic())
     assert work.lent.current().token == "two"
     work.adopt(of(2, "three"), time.monotonic())
     assert work.lent.current().token == "three"

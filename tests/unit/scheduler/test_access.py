@@ -6,7 +6,7 @@ tests/openstack/test_trusts.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from raksha.db import jobs, runs, vaults
 from raksha.db.models import BackupJob
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, TrustBroken
-from raksha.openstack.trusts import Lent
+from raksha.openstack.trusts import Lent, LentCloud
 from raksha.scheduler import deleting, housekeeping
 from raksha.scheduler.access import Access
 from raksha.states import JobState, RunState, TaskKind
@@ -36,6 +36,7 @@ class Keystone:
         self.asked = 0
         self.lent: list[str] = []
         self.ended: list[str] = []
+        self.catalog = {"compute", "image"}
 
     def lend(self, trust_id: str, *, account: str | None = None) -> Lent:
         self.asked += 1
@@ -46,6 +47,10 @@ class Keystone:
         self.lent.append(trust_id)
         token = f"token {len(self.lent)} by {trust_id}"
         return Lent(URL, token) if account is None else Lent(f"http://swift/v1/{account}project", token, "service")
+
+    def cloud(self, trust_id: str, services: Sequence[str]) -> LentCloud:
+        there = {name: f"http://{name}" for name in services if name in self.catalog}
+        return LentCloud(self.lend(trust_id).token, there)
 
     def check(self, trust_id: str) -> None:
         self.lend(trust_id)
@@ -89,15 +94,27 @@ def test_agents_are_lent_a_token_with_the_claim_and_newer_ones_with_the_lease(
     (agent,) = service.agents
     (task,) = agent.claim()
     assert task.vault is not None
-    lent = {"OS_STORAGE_URL": URL, "OS_AUTH_TOKEN": f"token {len(keystone.lent)} by trust-1"}
+    lent = {"OS_STORAGE_URL": URL, "OS_AUTH_TOKEN": f"token {len(keystone.lent) - 1} by trust-1"}
     assert task.vault.credentials == lent
+    # and what asks the cloud about the server
+    assert task.cloud is not None and task.cloud.token == f"token {len(keystone.lent)} by trust-1"
+    assert task.cloud.endpoints == {"compute": "http://compute", "image": "http://image"}
     assert "by trust-1" not in repr(task)
     renewed = service.ask[RENEW](Held(task_id=task.task_id, epoch=task.epoch))
-    assert renewed.credentials == {**lent, "OS_AUTH_TOKEN": f"token {len(keystone.lent)} by trust-1"}
+    assert renewed.credentials == {**lent, "OS_AUTH_TOKEN": f"token {len(keystone.lent) - 1} by trust-1"}
+    assert renewed.cloud is not None and renewed.cloud.token == f"token {len(keystone.lent)} by trust-1"
     assert renewed.credentials != lent and "by trust-1" not in repr(renewed)
     # a lease is not lost because Keystone is away
     keystone.fault = AWAY
     assert service.ask[RENEW](Held(task_id=task.task_id, epoch=task.epoch)).credentials is None
+
+
+def test_a_cloud_without_nova_is_none(service: Service, keystone: Keystone) -> None:
+    keystone.catalog = {"image"}
+    service.queue(service.job("vm-1", trust_id="trust-1"))
+    service.round()
+    (task,) = service.agents[0].claim()
+    assert task.cloud is None and task.vault is not None and task.vault.credentials
 
 
 def test_an_account_beside_the_project_s_needs_the_service_s_token_too(service: Service) -> None:

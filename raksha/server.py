@@ -1,0 +1,93 @@
+"""A server as the cloud knows it: what its disks and its definition do not say.
+
+It is stored with each backup of the server (`VMMetadata.server`), and a restore makes a new one by it. No secrets:
+neither passwords nor user data are part of it.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Flavor(Struct, frozen=True, kw_only=True):
+    """As it was when the server was built: the cloud may have changed or removed it since."""
+
+    name: str
+    vcpus: int
+    #: MiB
+    ram: int
+    #: GiB
+    disk: int
+    ephemeral: int = 0
+    #: MiB
+    swap: int = 0
+    extra_specs: dict[str, str] = {}
+
+
+class FixedIp(Struct, frozen=True, kw_only=True):
+    subnet_id: str
+    ip_address: str
+
+
+class Port(Struct, frozen=True, kw_only=True):
+    """A network card."""
+
+    id: str
+    network_id: str
+    network_name: str | None = None
+    mac_address: str
+    fixed_ips: tuple[FixedIp, ...] = ()
+    #: ids
+    security_groups: tuple[str, ...] = ()
+    vnic_type: str = "normal"
+
+
+class AttachedVolume(Struct, frozen=True, kw_only=True):
+    """A volume of the block storage service."""
+
+    id: str
+    name: str | None = None
+    #: GiB
+    size: int
+    volume_type: str | None = None
+    availability_zone: str | None = None
+    #: as the cloud names it; the guest may see another name
+    device: str | None = None
+    #: 0: the server boots from it; None: it does not
+    boot_index: int | None = None
+    bootable: bool = False
+    delete_on_termination: bool = False
+    multiattach: bool = False
+    encrypted: bool = False
+    metadata: dict[str, str] = {}
+    #: of the image that it was made from
+    image_metadata: dict[str, str] = {}
+
+
+class Server(Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    description: str | None = None
+    #: ACTIVE, SHUTOFF, …
+    status: str
+    #: of its boot disk; None: it boots from a volume
+    image_id: str | None = None
+    image_name: str | None = None
+    #: properties that say what a server of it is like (`hw_…`, `os_…`)
+    image_properties: dict[str, str] = {}
+    flavor: Flavor
+    ports: tuple[Port, ...] = ()
+    #: names
+    security_groups: tuple[str, ...] = ()
+    key_name: str | None = None
+    metadata: dict[str, str] = {}
+    tags: tuple[str, ...] = ()
+    availability_zone: str | None = None
+    #: ids
+    server_groups: tuple[str, ...] = ()
+    config_drive: bool = False
+    volumes: tuple[AttachedVolume, ...] = ()
+
+    def volume_of(self, serial: str | None) -> AttachedVolume | None:
+        """The volume that a disk of the definition is, by the disk's serial number, which is the volume's id."""
+        return next((volume for volume in self.volumes if volume.id == serial), None)
