@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import flask
 from msgspec import Struct
@@ -35,6 +35,8 @@ class Identity(Struct, frozen=True):
     roles: frozenset[str]
     #: of Keystone, to act in the caller's name; never logged, never stored
     token: str | None = None
+    #: what Keystone said of that token: its catalog, too
+    access: Any = None
 
     @property
     def is_admin(self) -> bool:
@@ -106,4 +108,5 @@ class Keystone:
             # Keystone has said already what implies what
             roles=frozenset(role for role in roles if role),
             token=headers.get("X-Auth-Token"),
+            access=getattr(request.environ.get("keystone.token_auth"), "user", None),
         )

@@ -10,7 +10,7 @@ from marshmallow import fields, validate
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, delegation, etag, idempotency, links, run_start
+from raksha.api import allowed, delegation, etag, idempotency, links, run_start, servers
 from raksha.api.answers import page_of
 from raksha.api.bodies import Query, Text
 from raksha.api.job_body import JobChanged, JobWritten, columns
@@ -79,7 +79,7 @@ def create(tenant_id: str, body: dict[str, Any]) -> Any:
     def do(session: Session, trust: str | None) -> flask.Response:
         allowed.one_more_job(session, tenant_id)
         id, given = new_id(), _members(body)
-        _check(session, tenant_id, body, already=frozenset())
+        _check(session, tenant_id, body, mine)
         if not given and not body.get("vm_selector"):
             raise _nothing_to_protect()
         values = _columns(session, body, id)
@@ -91,6 +91,7 @@ def create(tenant_id: str, body: dict[str, Any]) -> Any:
         headers = {"Location": links.location(id), **etag.headers(job.version)}
         return answer(JobShown, shown(job, jobs.members(session, [id])[id]), 201, headers)
 
+    mine = servers.among(tenant_id, _named(body))
     with delegation.trusted() as trust:
         response = services().database.run(lambda session: idempotency.once(session, lambda: do(session, trust)))
     services().wake()
@@ -110,7 +111,7 @@ def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
             raise StateConflict(noun=jobs.NOUN, id=job.id, found=job.state, wanted=others, to="changed")
         before = frozenset(vm.vm_id for vm in jobs.members(session, [job.id])[job.id])
         given = _members(body)
-        _check(session, tenant_id, body, before)
+        _check(session, tenant_id, body, mine, before)
         has = bool(before if given is None else given)
         if not has and not body.get("vm_selector", job.vm_selector):
             raise _nothing_to_protect()
@@ -122,6 +123,10 @@ def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
         _enable(session, job, body)
         return job, jobs.members(session, [job.id])[job.id]
 
+    with services().database.reading() as session:
+        job = jobs.get(session, tenant_id, backupjob_id)
+        named = frozenset(vm.vm_id for vm in jobs.members(session, [job.id])[job.id])
+    mine = servers.among(tenant_id, _named(body) - named)
     job, members = services().database.run(work)
     services().wake()
     return shown(job, members), etag.headers(job.version)
@@ -203,14 +208,27 @@ def _members(body: Mapping[str, Any]) -> list[jobs.Member] | None:
     return [jobs.Member(vm["id"], tuple(vm["excluded_disks"])) for vm in body["vms"]]
 
 
-def _check(session: Session, project_id: str, body: Mapping[str, Any], already: frozenset[str]) -> None:
-    """What a body refers to is there and may be used. VMs that the job names `already` may be gone since.
+def _named(body: Mapping[str, Any]) -> frozenset[str]:
+    """VMs. Raises `LimitExceeded`: nobody is asked about so many."""
+    ids = frozenset(vm["id"] for vm in body.get("vms", ()))
+    allowed.vms_of_a_job(len(ids))
+    return ids
+
+
+def _check(
+    session: Session,
+    project_id: str,
+    body: Mapping[str, Any],
+    mine: frozenset[str],
+    already: frozenset[str] = frozenset(),
+) -> None:
+    """What a body refers to is there and may be used. `mine`: VMs that are servers of the project, as the caller's
+    token shows; others must be seen by agents. VMs that the job names `already` may be gone since.
 
     Raises `RequestInvalid`, `LimitExceeded`.
     """
     ids = [vm["id"] for vm in body.get("vms", ())]
-    allowed.vms_of_a_job(len(ids))
-    new = set(ids) - already
+    new = set(ids) - already - mine
     unowned = project_id == settings().unowned_vms_project
     missing = new - agents.visible(session, project_id, new, unowned=unowned)
     problems = [(f"vms.{ids.index(id)}.id", f"There is no VM {id}.") for id in sorted(missing, key=ids.index)]

@@ -15,6 +15,7 @@ from raksha.db.session import Database
 
 if TYPE_CHECKING:
     from raksha.api.delegation import Grantor
+    from raksha.openstack.compute import Servers
 
 _KEY = "raksha"
 
@@ -30,6 +31,8 @@ class Services(Struct, frozen=True):
     wake: Callable[[], object] = lambda: None
     #: makes trusts for jobs; None: they act as the service
     grantor: Grantor | None = None
+    #: asks Nova with tokens of callers; None: there is no cloud
+    servers: Servers | None = None
 
 
 class Frame(Struct, frozen=True):

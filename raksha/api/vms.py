@@ -1,12 +1,21 @@
-"""`vms`: what the caller may protect, as agents see it."""
+"""`vms`: what the caller may protect: VMs of the project that agents see, and its servers in the cloud.
+
+Where there is a Nova, a VM is listed because the caller's own token shows it, or because an agent sees it with the
+project in its definition: one that libvirt alone manages. What both know of is one entry. The list is whole, or there
+is none.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from marshmallow import Schema, fields
+from msgspec import Struct
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from raksha.api import servers
 from raksha.api.answers import Instant, Said, page_of, said
 from raksha.api.bodies import Text
 from raksha.api.nouns import Noun
@@ -15,8 +24,16 @@ from raksha.api.policy import Allow
 from raksha.api.services import services, settings
 from raksha.db import services as agents
 from raksha.db.models import BackupJob, BackupJobVm, SeenVm
+from raksha.db.paging import Page, Wanted
+from raksha.db.paging import page_of as page_in_memory
+from raksha.errors import RowNotFound
 
-NOUN = Noun("vms", "/v1/<project:tenant_id>/vms", "VMs that can be protected, as agents see them.")
+if TYPE_CHECKING:
+    from raksha.openstack.compute import ListedServer
+
+NOUN = Noun("vms", "/v1/<project:tenant_id>/vms", "VMs that can be protected, as agents and the cloud see them.")
+
+_NOT_SEEN = {"code": "vm_not_seen", "message": "No agent sees it: is there one on its host?"}
 
 
 class DiskShown(Schema):
@@ -26,18 +43,24 @@ class DiskShown(Schema):
 
 
 class VmShown(Schema):
-    """A VM on a host with an agent."""
+    """A VM on a host with an agent, or a server of the cloud."""
 
     id = fields.String(required=True)
     name = fields.String(required=True)
-    power = fields.String(required=True)
+    power = fields.String(required=True, metadata={"description": "`unknown` where nobody can tell"})
+    status = fields.String(
+        required=True, allow_none=True, metadata={"description": "As Nova says it; null: it is no server of a cloud"}
+    )
     tags = fields.List(fields.String(), required=True)
     metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
     disks = fields.List(fields.Nested(DiskShown), required=True)
     refusal = fields.Nested(
         Said, required=True, allow_none=True, metadata={"description": "Why it cannot be protected; null: it can"}
     )
-    seen_at = Instant(required=True)
+    volumes = fields.List(
+        fields.String(), required=True, metadata={"description": "Ids of the volumes that Nova has attached to it"}
+    )
+    seen_at = Instant(required=True, allow_none=True, metadata={"description": "By an agent; null: by none"})
 
 
 class VmDetail(VmShown):
@@ -48,53 +71,116 @@ class VmDetail(VmShown):
     )
 
 
-def shown(vm: SeenVm) -> dict[str, Any]:
+class Vm(Struct, frozen=True):
+    """What is known of one: by an agent, by Nova, or by both."""
+
+    id: str
+    seen: SeenVm | None
+    server: ListedServer | None = None
+
+    @property
+    def name(self) -> str:
+        """As its owner calls it."""
+        return self.server.name if self.server else self.seen.name if self.seen else ""
+
+    @property
+    def power(self) -> str:
+        """The host knows best."""
+        return self.seen.power if self.seen else self.server.power if self.server else ""
+
+
+#: as `agents.VM_COLUMNS`; what nobody has seen comes before what anybody has
+_KEYS: Mapping[str, Callable[[Vm], Any]] = {
+    "id": lambda vm: vm.id,
+    "name": lambda vm: vm.name,
+    "power": lambda vm: vm.power,
+    "created_at": lambda vm: vm.seen.seen_at if vm.seen else 0,
+}
+
+
+def shown(vm: Vm) -> dict[str, Any]:
     """For `VmShown`."""
+    seen, server = vm.seen, vm.server
     return {
-        "id": vm.vm_id,
+        "id": vm.id,
         "name": vm.name,
         "power": vm.power,
-        "tags": vm.tags,
-        "metadata": vm.hints,
+        "status": server.status if server else None,
+        "tags": sorted({*(seen.tags if seen else ()), *(server.tags if server else ())}),
+        "metadata": {**(server.metadata if server else {}), **(seen.hints if seen else {})},
         "disks": [
             {"target": disk.get("target", ""), "size": disk.get("size"), "reason": disk.get("reason")}
-            for disk in vm.disks
+            for disk in (seen.disks if seen else ())
         ],
-        "refusal": said(vm.refusal),
-        "seen_at": vm.seen_at,
+        "volumes": list(server.volumes) if server else [],
+        "refusal": said(seen.refusal if seen else _NOT_SEEN),
+        "seen_at": seen.seen_at if seen else None,
     }
 
 
 @NOUN.operation(
     "GET", "", rule="list", allow=Allow.READER_OR_ADMIN, does="List the VMs that the project may protect.",
     query=page_query(
-        agents.VM_COLUMNS, name=Text(least=1, most=255), power=Choice(["running", "paused", "shut off"])
+        agents.VM_COLUMNS, name=Text(least=1, most=255), power=Choice(["running", "paused", "shut off", "unknown"])
     ),
-    returns=page_of("vms", VmShown), errors=(400,),
+    returns=page_of("vms", VmShown), errors=(400, 503),
 )  # fmt: skip
 def list_vms(tenant_id: str, query: dict[str, Any]) -> Any:
+    mine = servers.mine(tenant_id)
+    page = _seen_page(tenant_id, query) if mine is None else _whole_page(tenant_id, query, mine)
+    return collection("vms", [shown(vm) for vm in page.rows], page.rows[-1].id if page.more else None)
+
+
+def _seen_page(tenant_id: str, query: Mapping[str, Any]) -> Page[Vm]:
+    """Of what agents see: the database does it."""
     where = []
     if "name" in query:
         where.append(SeenVm.name == query["name"])
     if "power" in query:
         where.append(SeenVm.power.in_(query["power"]))
-    most = settings().limits.max_page_size
     with services().database.reading() as session:
-        page = agents.vms(session, tenant_id, wanted(query, most), where, unowned=_unowned(tenant_id))
-    return collection("vms", [shown(vm) for vm in page.rows], page.rows[-1].vm_id if page.more else None)
+        page = agents.vms(session, tenant_id, _wanted(query), where, unowned=_unowned(tenant_id))
+    return Page([Vm(seen.vm_id, seen) for seen in page.rows], page.more)
+
+
+def _whole_page(tenant_id: str, query: Mapping[str, Any], mine: Mapping[str, ListedServer]) -> Page[Vm]:
+    """Of both: each time the whole list is put together, so that every page is of the same order."""
+    with services().database.reading() as session:
+        seen = {vm.vm_id: vm for vm in agents.all_vms(session, tenant_id, unowned=_unowned(tenant_id))}
+    found = [Vm(id, seen.get(id), mine.get(id)) for id in {**seen, **mine}]
+    if "name" in query:
+        found = [vm for vm in found if vm.name == query["name"]]
+    if "power" in query:
+        found = [vm for vm in found if vm.power in query["power"]]
+    return page_in_memory(found, _KEYS, _wanted(query))
 
 
 @NOUN.operation(
     "GET", "/<id:vm_id>", rule="show", allow=Allow.READER_OR_ADMIN, does="Show a VM, and the jobs that name it.",
-    returns=VmDetail,
+    returns=VmDetail, errors=(503,),
 )  # fmt: skip
 def show(tenant_id: str, vm_id: str) -> Any:
+    server = servers.one(tenant_id, vm_id)
     with services().database.reading() as session:
-        vm = agents.vm(session, tenant_id, vm_id, unowned=_unowned(tenant_id))
+        vm = Vm(vm_id, _seen(session, tenant_id, vm_id, needed=server is None), server)
         mine = BackupJob.project_id == tenant_id, BackupJobVm.vm_id == vm_id
         statement = select(BackupJob.id).join(BackupJobVm, BackupJobVm.backupjob_id == BackupJob.id).where(*mine)
         named_by = list(session.scalars(statement.order_by(BackupJob.id)))
     return {**shown(vm), "backupjobs": named_by}
+
+
+def _seen(session: Session, tenant_id: str, vm_id: str, *, needed: bool) -> SeenVm | None:
+    """Raises `RowNotFound` where it is needed."""
+    try:
+        return agents.vm(session, tenant_id, vm_id, unowned=_unowned(tenant_id))
+    except RowNotFound:
+        if needed:
+            raise
+        return None
+
+
+def _wanted(query: Mapping[str, Any]) -> Wanted:
+    return wanted(query, settings().limits.max_page_size)
 
 
 def _unowned(tenant_id: str) -> bool:

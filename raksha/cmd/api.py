@@ -39,6 +39,8 @@ from raksha.rpc import Bus
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
+    from raksha.openstack.compute import Servers
+
 #: seconds that a request may take to come in or to be answered once the process was told to stop
 _GRACE = 30
 #: bytes of one header line and of the request line; what is longer is refused before it reaches the application
@@ -54,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         settings, scheduling = load(options.config)
         database = connect(config_database.load(options.config))
         with _shared_metrics(settings):
-            who, grantor = authenticator(settings, options.config)
+            who, grantor, servers = authenticator(settings, options.config)
             wake = waker(scheduling)
-            application = make_application(settings, database, who, (ParseException,), wake, grantor)
+            application = make_application(settings, database, who, (ParseException,), wake, grantor, servers)
             log_to_stderr()
             Server(application, settings).run()
     except RakshaError as error:
@@ -91,14 +93,16 @@ def _shared_metrics(settings: ApiSettings) -> Iterator[None]:
         yield
 
 
-def authenticator(settings: ApiSettings, file: Path | None) -> tuple[Authenticator, Grantor | None]:
-    """Who says who a caller is, and who makes trusts, if anybody. Raises `SettingsWrong`."""
+def authenticator(
+    settings: ApiSettings, file: Path | None
+) -> tuple[Authenticator, Grantor | None, Servers | None]:
+    """Who says who a caller is; who makes trusts, and who asks Nova, if anybody. Raises `SettingsWrong`."""
     if settings.auth_strategy == "keystone":
         # only here: it brings in a lot
         from raksha.api import keystone
 
         return keystone.load(file or (STANDARD_FILE if STANDARD_FILE.exists() else None))
-    return HttpBasic(settings.users_file), None
+    return HttpBasic(settings.users_file), None, None
 
 
 def make_application(
@@ -108,9 +112,10 @@ def make_application(
     unreadable: tuple[type[Exception], ...] = (),
     wake: Callable[[], object] | None = None,
     grantor: Grantor | None = None,
+    servers: Servers | None = None,
 ) -> WSGIApplication:
     """The WSGI application, on a database that is there. `unreadable`: what the server raises for a broken body;
-    `wake`: tells schedulers to look; `grantor`: makes trusts for jobs.
+    `wake`: tells schedulers to look; `grantor`: makes trusts for jobs; `servers`: asks Nova with tokens of callers.
 
     Raises `SchemaWrong`, `DatabaseUnavailable`.
     """
@@ -118,7 +123,7 @@ def make_application(
     # gunicorn forks now: its processes must not share a connection
     database.close()
     checks = {"database": partial(_answers, database)}
-    services = Services(database, authenticator, checks, wake or _nobody, grantor)
+    services = Services(database, authenticator, checks, wake or _nobody, grantor, servers)
     return create_app(settings, services, unreadable=unreadable)
 
 

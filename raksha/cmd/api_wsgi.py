@@ -10,8 +10,13 @@ from raksha.cmd.api import authenticator, load, log_to_stderr, make_application,
 from raksha.db.session import connect
 
 _settings, _scheduling = load()
-_who, _grantor = authenticator(_settings, None)
+_who, _grantor, _servers = authenticator(_settings, None)
 application = make_application(
-    _settings, connect(config_database.load()), _who, wake=waker(_scheduling), grantor=_grantor
+    _settings,
+    connect(config_database.load()),
+    _who,
+    wake=waker(_scheduling),
+    grantor=_grantor,
+    servers=_servers,
 )
 log_to_stderr()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, and_, delete, exists, literal, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
@@ -151,6 +151,15 @@ def vms(
 ) -> Page[SeenVm]:
     """VMs of a project (None: all), each as its best agent sees it (see `agents_of`). `unowned`: those of no project
     are the project's as well. Raises `SortKeyUnknown`, `MarkerUnknown`."""
+    return page(session, _best(project_id, unowned).where(*where), VM_COLUMNS, wanted)
+
+
+def all_vms(session: Session, project_id: str, *, unowned: bool = False) -> list[SeenVm]:
+    """As `vms`, the whole list."""
+    return list(session.scalars(_best(project_id, unowned)))
+
+
+def _best(project_id: str | None, unowned: bool) -> Select[SeenVm]:
     other = aliased(SeenVm)
     running, other_running = SeenVm.power == "running", other.power == "running"
     later = or_(
@@ -158,7 +167,7 @@ def vms(
     )
     better = or_(and_(other_running, ~running), and_(other_running == running, later))
     best = ~exists().where(other.vm_id == SeenVm.vm_id, *_visible(other, project_id, unowned), better)
-    return page(session, select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best, *where), VM_COLUMNS, wanted)
+    return select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best)
 
 
 def vm(session: Session, project_id: str | None, vm_id: str, *, unowned: bool = False) -> SeenVm:

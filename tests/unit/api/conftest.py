@@ -21,6 +21,7 @@ from raksha.config_api import ApiSettings, Limits
 from raksha.config_database import DatabaseSettings
 from raksha.db.models import Base
 from raksha.db.session import Database, connect
+from raksha.openstack.compute import Servers
 
 PASSWORD = "correct horse"
 #: bcrypt's lowest: the tests are not about its slowness
@@ -93,10 +94,11 @@ def make_api(users_file: Path, database: Database) -> Callable[..., Api]:
         limits: Limits | None = None,
         wake: Callable[[], object] = lambda: None,
         grantor: Grantor | None = None,
+        servers: Servers | None = None,
         **settings: Any,
     ) -> Api:
         who = authenticator or http_basic.HttpBasic(users_file)
-        services = Services(database, who, checks or {}, wake, grantor)
+        services = Services(database, who, checks or {}, wake, grantor, servers)
         return Api(create_app(ApiSettings(limits=limits or Limits(), **settings), services, (*NOUNS, *nouns)))
 
     return make

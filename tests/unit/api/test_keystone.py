@@ -46,6 +46,7 @@ def without(word: str) -> str:
     [
         (without("auth_type"), "says no auth_type"),
         (COMPLETE.replace("= true", "= false"), "service_token_roles_required must be true"),
+        (COMPLETE + "include_service_catalog = false\n", "include_service_catalog must be true"),
         (COMPLETE.replace("= password", "= nothing"), "nothing"),
         ("workers = 3\n", "keystone_authtoken"),
     ],
