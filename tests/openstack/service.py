@@ -103,7 +103,12 @@ class Service:
 
     def sees(self, cloud: Cloud, vm: str) -> Any:
         """The VM, as soon as its agent has told of it."""
-        return self.wait(lambda: next((v for v in self.of(cloud).get("/vms")["vms"] if v["id"] == vm), None))
+
+        def seen() -> Any:
+            shown = self.of(cloud).get("/vms")["vms"]
+            return next((each for each in shown if each["id"] == vm and each["seen_at"] is not None), None)
+
+        return self.wait(seen)
 
     def run(self, cloud: Cloud, job: str, kind: str = "incremental", seconds: float = 240) -> Any:
         """A run by hand, when it has ended."""
