@@ -10,8 +10,8 @@
 
 Promises: what arrives was validated against its record, unknown fields are an error; an error of `raksha.errors` on the
 far side is raised here with its fields; any other is `BusFailed`, and stands in the far side's log. While the bus is
-away, also from before the start of this process, nobody waits for it longer than he said; it is found again within
-seconds.
+away, also from before the start of this process, nobody waits for it longer than he said (twice that for one that
+stands still with its connections open); it is found again within seconds.
 Does not promise delivery, order, or that a call is carried out once: one that ends with `BusUnavailable` may have been
 carried out. Whoever calls must be able to say it again.
 """
