@@ -11,10 +11,12 @@ import threading
 from collections.abc import Callable
 
 from raksha import logs
+from raksha.agent import notes
 from raksha.agent.carry import carry_out, kind_of
 from raksha.agent.host import Host
 from raksha.agent.outbox import Outbox
 from raksha.agent.work import End, Work
+from raksha.errors import BadName
 from raksha.states import TaskState
 from raksha.tasks import HAND_BACK, BackupOrder, Claimed, FinishOrder, HandBack, Held, RestoreOrder
 
@@ -104,6 +106,7 @@ class Crew:
             self._host.metrics.running.labels(kind).dec()
             self._host.metrics.tasks.labels(kind, end).inc()
         if finish is not None:
+            self._forget_notes(order)
             self._outbox.put(finish)
             if work.epoch != finish.epoch:  # claimed again just now
                 self._outbox.restamp(work.task_id, work.epoch)
@@ -117,6 +120,14 @@ class Crew:
             if self._works.get(work.task_id) is work:
                 del self._works[work.task_id], self._threads[work.task_id]
         self._done()
+
+    def _forget_notes(self, order: object) -> None:
+        """No other claim of the task follows."""
+        if isinstance(order, BackupOrder):
+            try:
+                notes.forget(self._host.settings.state_dir, order.vm)
+            except (OSError, BadName) as error:  # the next task of the VM begins them anew
+                _log.warning("notes of what was stored of VM %s stay: %s", order.vm, error)
 
     def _give_way(self, work: Work) -> None:
         """The end of a run is told while its VM is still being captured here: somebody has given that up already."""

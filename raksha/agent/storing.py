@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from raksha.agent import copies
 from raksha.agent.host import Host
+from raksha.agent.notes import StoredNotes
 from raksha.agent.work import Work
 from raksha.backup.disk import destination, store_disk
 from raksha.backup.pipeline import Destination
@@ -37,7 +38,12 @@ class Storing:
         """What is in the vault now, inert. Raises what the pipeline raises: the first error of any disk."""
         for disk in self._capture.disks:
             self._work.progress.expect(disk.target, disk.size)
-        with DedupeIndex() as dedupe:
+        work = self._work
+        with (
+            StoredNotes(self._host.settings.state_dir, self._order.vm, work.task_id) as notes,
+            DedupeIndex(notes.add) as dedupe,
+        ):
+            dedupe.remember(notes.rows())
             to = self._destination(dedupe)
             at_once = min(self._order.max_parallel_disks or 1, len(self._capture.disks))
             if at_once == 1:

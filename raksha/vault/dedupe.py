@@ -1,11 +1,13 @@
 """Which segments need not be sent again.
 
-An index from a segment's digest to where it is stored, filled from maps that are pinned for this run and from what
-the run itself has stored. It lives in a temporary SQLite file: memory stays the same for a disk of any size.
+An index from a segment's digest to where it is stored, filled from maps that are pinned for this run, from what earlier
+claims of its task stored, and from what the run itself has stored. It lives in a temporary SQLite file: memory stays
+the same for a disk of any size.
 
 Promises: of several threads that meet the same new segment at once, one stores it and the others wait for the outcome
-(a claim writes no name twice); a digest is answered only after its object was stored, or was in a pinned map and has
-been seen in the vault: a segment that was lost is stored again. Pinning keeps the answers true from then on.
+(a claim writes no name twice); a digest is answered only after its object was stored, or was named by a pinned map or
+an earlier claim and has been seen in the vault: a segment that was lost is stored again. Pinning, and that the task has
+not ended, keep the answers true from then on.
 Not promised: that a segment which is there is undamaged. Only `verify --data` can tell.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from raksha.vault.map import MapReader
@@ -31,7 +33,9 @@ _NAMED = "INSERT OR IGNORE INTO segment VALUES (?, ?, ?, ?, 0)"
 class DedupeIndex:
     """Safe to use from several threads. A context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, noted: Callable[[SegmentRow], None] | None = None) -> None:
+        """`noted` is called with each segment that this run has stored."""
+        self._noted = noted
         # an empty name is a private file that SQLite makes as soon as the cache overflows, and removes itself
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
@@ -53,18 +57,26 @@ class DedupeIndex:
             if name in self._pinned:
                 return
             self._pinned.add(name)
-            self._db.execute("BEGIN")
-            for row in reader.segments():
-                self._add(row, seen=False)
-            self._db.execute("COMMIT")
+            self._name(reader.segments())
+
+    def remember(self, rows: Iterable[SegmentRow]) -> None:
+        """Add what earlier claims of the same task have stored."""
+        with self._lock:
+            self._name(rows)
+
+    def _name(self, rows: Iterable[SegmentRow]) -> None:
+        self._db.execute("BEGIN")
+        for row in rows:
+            self._add(row, seen=False)
+        self._db.execute("COMMIT")
 
     def stored_once(
         self, digest: bytes, store: Callable[[], SegmentRow], is_there: Callable[[SegmentRow], bool]
     ) -> tuple[SegmentRow, bool]:
         """The segment with this digest, stored by `store` if nobody has it yet; and whether it was.
 
-        `is_there` is asked once for each pinned segment. Errors of both pass through; the next thread that waits for
-        the same digest then tries itself.
+        `is_there` is asked once for each segment that others have stored. Errors of both pass through; the next thread
+        that waits for the same digest then tries itself.
         """
         with self._lock:
             while digest in self._storing:
@@ -76,6 +88,8 @@ class DedupeIndex:
         try:
             new = known is None or not is_there(known)
             row = store() if known is None or new else known
+            if new and self._noted is not None:
+                self._noted(row)
             with self._lock:
                 self._add(row, seen=True)
             return row, new

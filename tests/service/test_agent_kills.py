@@ -123,6 +123,38 @@ def assert_nothing_left(service: Service, guest: Guest, engine: str) -> None:
         journal.close()
 
 
+def test_what_was_stored_before_it_was_killed_is_not_sent_again(bed: Bed, service: Service) -> None:
+    """24 segments; it dies when it sends the 20th, one or two others being under way."""
+    guest = Guest(bed, [bed.raw("big", 96 * MIB)], name="big")
+    guest.start()
+    write_noise(guest, "vda", 0, 96 * MIB)
+    process = service.process(crash_at="vault.put.segment:20")
+    job = service.job(guest)
+    run = service.queue(job)
+    dead(process)
+    first = {path.name for path in service.reader.segments()}
+    assert 17 <= len(first) <= 21
+    noted = service.host.state_dir / "stored" / guest.uuid
+    assert noted.stat().st_size > 0
+    guest.write("vda", 5 * MIB, 4 * KIB, 0x51)  # one segment comes out otherwise
+    truth = guest.frozen_model()
+    again = service.process()
+    service.ended(run)
+    service.truth[run] = truth
+    service.assert_holds(run, guest)
+    (task,) = service.tasks(run)
+    assert task.epoch == 2
+    sent = service.run(run).bytes_sent
+    assert (24 - len(first)) * 4 * MIB < sent < (24 - len(first) + 2) * 4 * MIB + 2 * MIB, sent / MIB
+    made = {path.name for path in service.reader.segments()} - first
+    assert made and all(name.endswith(f"-{task.id}.2") for name in made)
+    assert not noted.exists()
+    last = service.backup(job, guest)
+    assert how(service, last)["vda"][:2] == ("incremental", "delta")
+    service.assert_all_hold(guest)
+    assert again.stop() == 0
+
+
 def test_the_broker_is_killed_while_it_stores(bed: Bed, tmp_path: Path) -> None:
     """Away for longer than the lease; then everybody finds it again."""
     broker = RabbitMq(tmp_path)
