@@ -52,6 +52,8 @@ class Story:
         self.group_job = ""
         #: runs that were asked for by hand
         self.by_hand: list[str] = []
+        #: those of them that came when all was over
+        self.last: list[str] = []
         self.restores: list[Asked] = []
         #: when the schedules were stopped: before, and after
         self.paused = (0.0, 0.0)

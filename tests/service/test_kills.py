@@ -80,15 +80,17 @@ def come_to_rest(deployment: Deployment, story: Story, watcher: Watcher) -> None
             return unfinished(session)
 
     wait(over, left, deployment, SETTLED)
-    last = [story.run(job) for job in story.jobs]
+    last = {job: story.run(job) for job in story.jobs}
+    story.last = list(last.values())
     wait(over, left, deployment, SETTLED)
-    states = {id: (watcher.runs[id]["state"], watcher.runs[id]["error"]) for id in last}
+    states = {id: (watcher.runs[id]["state"], watcher.runs[id]["error"]) for id in story.last}
     assert {state for state, _ in states.values()} == {RunState.AVAILABLE}, states
     # retention, and two collections after it: the first may have begun before
     wait(lambda: over() and points_kept(watcher, story), left, deployment, SETTLED)
     for _ in range(2):
         quiet = collected(deployment)
         wait(lambda quiet=quiet: over() and collected(deployment) > quiet, left, deployment, SETTLED)  # type: ignore[misc]
+    settled.check_group(deployment, last[story.group_job])
     print(f"at rest {time.time() - began:.0f} s after the last kill", flush=True)
 
 
