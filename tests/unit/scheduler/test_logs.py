@@ -17,7 +17,6 @@ from raksha.scheduler.loop import Loop
 from raksha.scheduler.reap import reap
 from raksha.states import BackupKind, RunState
 from tests.bed.databases import make_run
-from tests.unit.scheduler.conftest import sqlite  # noqa: F401
 from tests.unit.scheduler.service import Service
 
 REQUEST = "req-6f7b0e2c-1111-4222-8333-444455556666"
@@ -54,7 +53,7 @@ def requested(service: Service) -> str:
     return service.database.run(lambda s: make_run(s, s.get_one(BackupJob, job), **full).id)
 
 
-def test_a_scheduler_names_run_and_request(sqlite: Database, tmp_path: Path, lines: StringIO) -> None:  # noqa: F811
+def test_a_scheduler_names_run_and_request(sqlite: Database, tmp_path: Path, lines: StringIO) -> None:
     service = Service(sqlite, tmp_path)
     id = requested(service)
     service.round()
@@ -72,7 +71,9 @@ def test_a_scheduler_names_run_and_request(sqlite: Database, tmp_path: Path, lin
 
 
 def test_a_lost_task_is_named_with_its_run_and_request(
-    sqlite: Database, tmp_path: Path, lines: StringIO  # noqa: F811
+    sqlite: Database,
+    tmp_path: Path,
+    lines: StringIO,
 ) -> None:
     service = Service(sqlite, tmp_path)
     id = requested(service)
