@@ -87,6 +87,30 @@ def test_two_vms_at_one_instant(bed: Bed, service: Service, tmp_path: Path) -> N
             check_records([records_of(disk, clean=True) for disk in disks.values()], acknowledged[vm.uuid])
 
 
+def test_who_is_not_frozen_must_stand_still(bed: Bed, service: Service) -> None:
+    """All are captured together; the run says whether a guest went on writing."""
+    one, two = two_vms(bed)
+    service.agent()
+    for quiesce, paused, consistent in (("never", False, False), ("auto", True, True)):
+        job = service.job(one, two, quiesce=quiesce)
+        if paused:
+            two.domain.suspend()
+        try:
+            run = service.queue(job)
+            row = service.ended(run)
+        finally:
+            if paused:
+                two.domain.resume()
+        assert (row.state, row.group_consistent) == (RunState.AVAILABLE, consistent)
+        group, members = group_of(service, run)
+        assert group.state == BarrierState.DONE and row.skew_seconds < 2
+        frozen = {member.vm_id for member in members if member.frozen_at is not None}
+        assert frozen == ({one.uuid} if paused else set())
+        told = {vm: each["consistency"] for vm, each in summaries(service, run).items()}
+        assert told == {one.uuid: "quiesced" if paused else "crash", two.uuid: "paused" if paused else "crash"}
+        assert_goes_on(one, two)
+
+
 @pytest.mark.parametrize("on_failure", ["abort", "degrade"])
 def test_one_that_cannot_be_frozen(bed: Bed, service: Service, tmp_path: Path, on_failure: str) -> None:
     one, two = two_vms(bed)
