@@ -84,7 +84,7 @@ def test_it_stays_small_and_where_it_belongs(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_cannot_be_noted_is_no_reason_to_fail(tmp_path: Path) -> None:
-    with StoredNotes(tmp_path, "web", "task") as made, open("/dev/full", "wb") as full:
+    with StoredNotes(tmp_path, "web", "task") as made, Path("/dev/full").open("wb") as full:
         os.dup2(full.fileno(), made._fd or -1)
         for row in ROWS:
             made.add(row)
