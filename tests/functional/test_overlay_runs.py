@@ -246,6 +246,19 @@ def test_paused(kit: Kit, bed: Bed) -> None:
     assert guest.machine.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
 
 
+def test_resumed_before_the_snapshot(kit: Kit, bed: Bed) -> None:
+    """It may have written: nobody is told that it stood still."""
+    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
+    guest.start(paused=True)
+    prepared = kit.engine.prepare(kit.request(guest.uuid))
+    prepared.freeze()
+    guest.machine.domain.resume()
+    prepared.snapshot()
+    capture = prepared.capture()
+    assert capture.consistency is Consistency.CRASH
+    capture.abandon()
+
+
 def test_overlays_elsewhere(bed: Bed) -> None:
     elsewhere = bed.directory / "overlays"
     elsewhere.mkdir(mode=0o755)
