@@ -6,7 +6,27 @@ neither passwords nor user data are part of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from msgspec import Struct
+
+#: what descriptions and restores have to do with, by the types of the catalog
+CLOUD_SERVICES = ("compute", "block-storage", "image", "network")
+
+
+#: of images' properties: how Nova builds a server of it; what bears such a name and is Glance's own
+_BUILDS = ("hw_", "os_", "img_config_drive")
+_GLANCE_OWN = ("os_hash_", "os_hidden", "os_glance_")
+
+
+def building(properties: Mapping[str, Any]) -> dict[str, str]:
+    """Of an image's properties those that say what a server of it is like."""
+    return {
+        str(key): str(value)
+        for key, value in properties.items()
+        if key.startswith(_BUILDS) and not key.startswith(_GLANCE_OWN)
+    }
 
 
 class Flavor(Struct, frozen=True, kw_only=True):
@@ -91,3 +111,16 @@ class Server(Struct, frozen=True, kw_only=True):
     def volume_of(self, serial: str | None) -> AttachedVolume | None:
         """The volume that a disk of the definition is, by the disk's serial number, which is the volume's id."""
         return next((volume for volume in self.volumes if volume.id == serial), None)
+
+
+class Needs(Struct, frozen=True, kw_only=True):
+    """What the restore of a VM needs of a cloud. Of a new server: what was asked for, else what the old one had."""
+
+    #: what it was; None: no cloud was asked when it was backed up
+    had: Server | None
+    server: bool
+    flavor: str | None = None
+    networks: tuple[str, ...] | None = None
+    key_name: str | None = None
+    #: GiB and type (None: the cloud's default) of each volume
+    volumes: tuple[tuple[int, str | None], ...] = ()

@@ -1,4 +1,5 @@
-"""RESTORE: disks of a VM at a restore point, as a new VM (`domain`), as files (`files`), or over its own (`in_place`).
+"""RESTORE: disks of a VM at a restore point, as a new VM (`domain`), as files (`files`), or over its own (`in_place`);
+into a cloud (`server`, `volume`, `image`): see `restore_cloud`.
 
 What is about to be made is told, and somebody has heard it, before anything is made. A restore that is claimed again is
 done anew: what the last attempt left is recognised (`raksha.restore.leftovers`) and removed. The new VM's UUID follows
@@ -27,7 +28,7 @@ from raksha.agent.work import Work
 from raksha.errors import BadArgument, Interrupted, RunNotFound, TargetUnusable, VmNotFound
 from raksha.restore.disk import DiskResult
 from raksha.states import Format
-from raksha.tasks import NOT_NOW, REPORT, Restored, RestoreOrder
+from raksha.tasks import CLOUD_KINDS, NOT_NOW, REPORT, Restored, RestoreOrder
 from raksha.vault.catalog import Catalog
 from raksha.virt.libvirt.connection import Connection
 from raksha.virt.libvirt.domain_xml import parse_domain
@@ -63,6 +64,8 @@ class RestoreTask:
 
     def __call__(self) -> Restored:
         """Raises `BadArgument` for a target that cannot be, and what restores raise; then nothing of it is left."""
+        if self._order.target.get("kind") in CLOUD_KINDS:
+            return self._into_the_cloud()
         target = self._target()
         if target.kind == "in_place":
             with self._host.catalog(self._work) as catalog:
@@ -73,6 +76,16 @@ class RestoreTask:
             return made
         with self._host.catalog(self._work) as catalog:
             return self._restore(catalog, target, identity)
+
+    def _into_the_cloud(self) -> Restored:
+        # only where there is a cloud: it takes a second to import
+        from raksha.agent.restore_cloud import CloudRestore, CloudTarget
+
+        try:
+            target = msgspec.convert(self._order.target, CloudTarget)
+        except msgspec.ValidationError as error:
+            raise BadArgument(argument="target", detail=str(error)) from error
+        return CloudRestore(self._host, self._work, self._order, target, self._announce)()
 
     def _target(self) -> Target:
         try:

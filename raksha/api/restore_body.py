@@ -4,7 +4,9 @@
 
     domain     new VMs with new disks           files      the disks as files
     in_place   over the disks of the VM as it is; it must be shut off, which its agent looks at again
+    server     new servers of the cloud         volume, image   a new volume, or an image, of each disk
 
+What a new server is not told, it gets as the backed-up one had it.
 Paths and hosts are for operators (rule `backupjobruns:restore_anywhere`): others get what the agent is set up for.
 """
 
@@ -19,11 +21,31 @@ from marshmallow import fields, validate, validates_schema
 from raksha.api.bodies import Body, Flag, Items, Text
 from raksha.api.job_body import identifier
 from raksha.states import Format
+from raksha.tasks import CLOUD_KINDS
 
-KINDS = ("domain", "files", "in_place")
+KINDS = ("domain", "files", "in_place", *CLOUD_KINDS)
+#: what goes with each
+_FITTING = {
+    "domain": {"directory", "host", "format", "start"},
+    "files": {"directory", "host", "format"},
+    "in_place": set(),
+    "server": {"start", "flavor", "networks", "key_name", "security_groups", "availability_zone", "volume_type",
+               "metadata"},
+    "volume": {"availability_zone", "volume_type"},
+    "image": set(),
+}  # fmt: skip
 
 #: of a file on a host: what is above it is the operator's affair
 _DIRECTORY = r"(?:/(?!\.\.?(?:/|$))[^/\n\t]{1,255})+/?"
+
+
+class NetworkBody(Body):
+    """A network card of a new server."""
+
+    network_id = identifier(required=True)
+    fixed_ip = Text(
+        least=2, most=45, pattern=r"[0-9a-fA-F:.]+", metadata={"description": "Default: any that is free"}
+    )  # fmt: skip
 
 
 class TargetBody(Body):
@@ -36,14 +58,24 @@ class TargetBody(Body):
     )  # fmt: skip
     host = Text(least=1, most=255, metadata={"description": "Whose agent does it; default: any. Operators only"})
     format = fields.Enum(Format, by_value=True, metadata={"description": "Of the disks; default: as the VM had them"})
-    start = Flag(metadata={"description": "Start the new VM; of kind domain only"})
+    start = Flag(metadata={"description": "Let the new VM or server run; default: it is shut off"})
+    flavor = Text(least=1, most=255, metadata={"description": "Name or id; default: as it was"})
+    networks = Items(
+        fields.Nested(NetworkBody), most=32, metadata={"description": "Default: as it had; empty: none"}
+    )  # fmt: skip
+    key_name = Text(most=255, metadata={"description": "Default: as it had, if that is there; empty: none"})
+    security_groups = Items(Text(least=1, most=255), most=32, metadata={"description": "Default: as it had"})
+    availability_zone = Text(least=1, most=255)
+    volume_type = Text(least=1, most=255, metadata={"description": "Of all volumes; default: as each had"})
+    metadata = fields.Dict(
+        keys=Text(least=1, most=255), values=Text(most=255), metadata={"description": "Default: as it had"}
+    )  # fmt: skip
 
     @validates_schema
     def check_kind(self, data: Mapping[str, Any], **_: Any) -> None:
         kind = data.get("kind")
-        fitting = {"domain": {"directory", "host", "format", "start"}, "files": {"directory", "host", "format"}}
         for name in data:
-            if kind in KINDS and name not in {"kind", *fitting.get(kind, ())}:
+            if kind in KINDS and name not in {"kind", *_FITTING[kind]}:
                 raise marshmallow.ValidationError(f"Does not go with {kind}.", name)
 
 

@@ -1,7 +1,7 @@
 """What a restore would read and make: from the database alone.
 
 The row (`Restore.target`) holds what was asked for with nothing left open: `kind`, `vms` with `vm`, `disks` and `name`,
-`directory`, `format`, `start`, `host`.
+`directory`, `format`, `start`, `host`, and `cloud`: what a new server or volume is to be like.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 from marshmallow import Schema, fields, validate
 from msgspec import Struct
 from sqlalchemy.orm import Session
@@ -20,7 +21,14 @@ from raksha.db import backups, runs, services
 from raksha.db.models import BackupJobRun, VmResourceBackup
 from raksha.db.runs import Detail
 from raksha.errors import RequestInvalid
+from raksha.server import Needs, Server
 from raksha.states import BackupState, Consistency, RunState, ServiceKind
+from raksha.tasks import CLOUD_KINDS
+
+#: of targets that are something new with a name
+_NAMED = ("domain", *CLOUD_KINDS)
+#: of `server`, `volume` and `image`, as the body has them
+CLOUD = ("flavor", "networks", "key_name", "security_groups", "availability_zone", "volume_type", "metadata")
 
 
 class DiskPlanned(Schema):
@@ -70,6 +78,8 @@ class Vm(Struct, frozen=True):
     name: str | None
     new_name: str | None
     disks: tuple[Disk, ...]
+    #: as its cloud knew it (`raksha.server.Server`)
+    server: dict[str, Any] | None = None
 
 
 def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore_id: str) -> list[Vm]:
@@ -89,13 +99,13 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
         if missing:
             raise RequestInvalid(problems=[(f"vms.{number}.disks", f"It has no disk {missing[0]} there.")])
         new_name = None
-        if body["target"]["kind"] == "domain":
+        if body["target"]["kind"] in _NAMED:
             new_name = wanted.get("name") or f"{(vm.name or vm.vm_id)[:170]}-restored-{restore_id[:8]}"
         elif "name" in wanted:
-            raise RequestInvalid(problems=[(f"vms.{number}.name", "Only a new VM (kind domain) gets a name.")])
+            raise RequestInvalid(problems=[(f"vms.{number}.name", "Only what is new gets a name.")])
         names = [name for name in disks if not wanted["disks"] or name in wanted["disks"]]
         planned = tuple(Disk(name, disks[name].size, tuple(backups.chain(session, disks[name].id))) for name in names)
-        found.append(Vm(vm.vm_id, vm.name, new_name, planned))
+        found.append(Vm(vm.vm_id, vm.name, new_name, planned, vm.server))
     if not found:
         raise RequestInvalid(problems=[("vms", "Nothing is stored in this restore point.")])
     return found
@@ -115,8 +125,10 @@ def document(body: Mapping[str, Any], vms: list[Vm]) -> dict[str, Any]:
         "vms": [{"vm": vm.vm_id, "disks": [disk.resource for disk in vm.disks], "name": vm.new_name} for vm in vms],
         "directory": target.get("directory"),
         "format": target.get("format"),
-        "start": target.get("start", False),
+        # a cloud starts what it builds
+        "start": target.get("start", target["kind"] == "server"),
         "host": target.get("host"),
+        "cloud": {name: target[name] for name in CLOUD if name in target},
     }
 
 
@@ -184,6 +196,32 @@ def _problems_in_place(session: Session, vm_id: str, hosts: set[str]) -> Iterato
         yield _said("agent_gone", f"the agent of the host of VM {vm_id} is silent")
     if vm.power != "shut off":
         yield _said("vm_not_shut_off", f"VM {vm_id} was {vm.power} when it was seen last")
+
+
+def needs(body: Mapping[str, Any], vms: list[Vm]) -> list[Needs]:
+    """What its targets need of a cloud."""
+    target = body["target"]
+    networks = target.get("networks")
+    return [
+        Needs(
+            had=None if vm.server is None else msgspec.convert(vm.server, Server),
+            server=target["kind"] == "server",
+            flavor=target.get("flavor"),
+            networks=None if networks is None else tuple(each["network_id"] for each in networks),
+            key_name=target.get("key_name"),
+            volumes=tuple(_volumes(target, vm)),
+        )
+        for vm in vms
+    ]
+
+
+def _volumes(target: Mapping[str, Any], vm: Vm) -> Iterator[tuple[int, str | None]]:
+    if target["kind"] == "image":
+        return
+    # of a server that boots from an image, the first disk is none
+    local = 1 if target["kind"] == "server" and vm.server is not None and vm.server["image_id"] else 0
+    for disk in vm.disks[local:]:
+        yield -(-disk.size // 1024**3), target.get("volume_type")
 
 
 def require_owned(session: Session, project_id: str, vms: list[Vm], *, unowned: bool) -> None:

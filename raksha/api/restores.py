@@ -9,7 +9,7 @@ import flask
 from marshmallow import Schema, fields, validate
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, idempotency, links, request_id, restore_plan
+from raksha.api import allowed, idempotency, links, request_id, restore_plan, servers
 from raksha.api.answers import Instant, Said, page_of, said
 from raksha.api.bodies import Text
 from raksha.api.nouns import IdConverter, Noun, answer
@@ -20,8 +20,9 @@ from raksha.api.services import frame, identity, services, settings
 from raksha.db import backups, restores, runs
 from raksha.db.columns import new_id
 from raksha.db.models import BackupJobRun, Restore
-from raksha.errors import StateConflict
+from raksha.errors import RequestInvalid, StateConflict
 from raksha.states import PinHolder, RestoreState
+from raksha.tasks import CLOUD_KINDS
 
 NOUN = Noun("restores", "/v1/<project:tenant_id>/restores", "What was restored, and how far it is.")
 
@@ -45,6 +46,7 @@ class TargetShown(Schema):
     host = fields.String(required=True, allow_none=True)
     format = fields.String(required=True, allow_none=True)
     start = fields.Boolean(required=True)
+    cloud = fields.Dict(required=True, metadata={"description": "What a new server or volume is to be like"})
 
 
 class RestoreProgress(Schema):
@@ -88,7 +90,7 @@ def shown(restore: Restore) -> dict[str, Any]:
     total, done = restore.bytes_total, restore.bytes_done
     return {
         **{name: getattr(restore, name) for name in _SAME},
-        "target": {name: restore.target[name] for name in _TARGET},
+        "target": {**{name: restore.target[name] for name in _TARGET}, "cloud": restore.target.get("cloud", {})},
         "vms": [{"id": vm["vm"], "disks": vm["disks"], "name": vm["name"]} for vm in restore.target["vms"]],
         "error": said(restore.error),
         "progress": {
@@ -152,8 +154,7 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     if {"directory", "host"} & body["target"].keys():
         frame().policy.require(ANYWHERE.name, identity(), tenant_id)
     if body["dry_run"]:
-        with services().database.reading() as session:
-            return _planned(session, tenant_id, run_of(session), body)
+        return _planned(tenant_id, run_of, body)
     response = services().database.run(
         lambda session: idempotency.once(session, lambda: _queued(session, tenant_id, run_of(session), body))
     )
@@ -161,9 +162,14 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     return response
 
 
-def _planned(session: Session, tenant_id: str, run: BackupJobRun, body: Mapping[str, Any]) -> flask.Response:
-    vms = _chosen(session, tenant_id, run, body, new_id())
-    made = restore_plan.plan(session, run, body, vms, settings().agent_timeout)
+def _planned(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Response:
+    with services().database.reading() as session:
+        run = run_of(session)
+        vms = _chosen(session, tenant_id, run, body, new_id())
+        made = restore_plan.plan(session, run, body, vms, settings().agent_timeout)
+    if body["target"]["kind"] in CLOUD_KINDS:
+        lacking = servers.lacking(restore_plan.needs(body, vms))
+        made["problems"] += [{"code": code, "message": message} for code, message in lacking]
     return answer(restore_plan.RestorePlan, made, 200)
 
 
@@ -188,6 +194,8 @@ def _chosen(
         points = ", ".join(runs.POINTS)
         raise StateConflict(noun=runs.NOUN, id=run.id, found=run.state, wanted=points, to="restored from")
     vms = restore_plan.chosen(session, run, body, restore_id)
+    if body["target"]["kind"] in CLOUD_KINDS and services().grantor is None:
+        raise RequestInvalid(problems=[("target.kind", "This service has no cloud to restore into.")])
     if body["target"]["kind"] == "in_place":
         unowned = tenant_id == settings().unowned_vms_project
         restore_plan.require_owned(session, tenant_id, vms, unowned=unowned)

@@ -7,12 +7,14 @@ Asked before a transaction begins: nothing waits for Nova while rows are locked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raksha.api.services import identity, services
 
 if TYPE_CHECKING:
     from raksha.openstack.compute import ListedServer, Servers
+    from raksha.server import Needs
 
 
 def mine(project_id: str) -> dict[str, ListedServer] | None:
@@ -41,6 +43,17 @@ def among(project_id: str, ids: frozenset[str]) -> frozenset[str]:
         return frozenset()
     nova, access = found
     return nova.among(access, project_id, ids)
+
+
+def lacking(needs: Sequence[Needs]) -> list[tuple[str, str]]:
+    """What a restore would not find in the caller's cloud: code and words. Raises what `one` does."""
+    from raksha.openstack.missing import missing
+
+    found = _nova()
+    if found is None:
+        return [("no_cloud", "this service has no cloud to restore into")]
+    nova, access = found
+    return list(missing(nova.cloud(access), needs))
 
 
 def _nova() -> tuple[Servers, Any] | None:

@@ -93,9 +93,7 @@ def _shared_metrics(settings: ApiSettings) -> Iterator[None]:
         yield
 
 
-def authenticator(
-    settings: ApiSettings, file: Path | None
-) -> tuple[Authenticator, Grantor | None, Servers | None]:
+def authenticator(settings: ApiSettings, file: Path | None) -> tuple[Authenticator, Grantor | None, Servers | None]:
     """Who says who a caller is; who makes trusts, and who asks Nova, if anybody. Raises `SettingsWrong`."""
     if settings.auth_strategy == "keystone":
         # only here: it brings in a lot

@@ -89,7 +89,7 @@ def vault_access(file: Path | None) -> Access:
     try:
         from raksha.openstack import trusts
     except ImportError as error:
-        detail = f"[trustee] needs the package {error.name}: pip install 'raksha[keystone]'"
+        detail = f"[trustee] needs the package {error.name}: pip install 'raksha[keystone,openstack]'"
         raise SettingsWrong(detail=detail) from error
     return Access(trusts.load(found))
 

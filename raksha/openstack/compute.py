@@ -24,7 +24,8 @@ from novaclient import exceptions as nova_errors
 
 from raksha.errors import CloudMissing, CloudUnavailable, NotAuthenticated, TooManyServers
 from raksha.openstack import trusts
-from raksha.openstack.lent import asking
+from raksha.openstack.lent import LentLogin, asking
+from raksha.server import CLOUD_SERVICES
 
 _TYPE = "compute"
 #: the first that tells tags
@@ -79,6 +80,19 @@ class Servers:
         if not access.has_service_catalog():
             raise CloudUnavailable(service=_TYPE, detail="the token came without a catalog")
         return any(access.service_catalog.get_endpoints_data(service_type=_TYPE).values())
+
+    def cloud(self, access: AccessInfo) -> LentLogin:
+        """What acts with that token alone, at the addresses of its catalog. Raises `CloudUnavailable`."""
+        found = {service: self._endpoint(access, service) for service in CLOUD_SERVICES}
+        endpoints = {service: url for service, url in found.items() if url}
+        return LentLogin(str(access.auth_token), endpoints, self._session.verify or False)
+
+    def _endpoint(self, access: AccessInfo, service: str) -> str | None:
+        with asking(service):
+            try:
+                return str(access.service_catalog.url_for(service_type=service, **self._where))
+            except exceptions.CatalogException:
+                return None
 
     def all(self, access: AccessInfo, project_id: str) -> Iterator[ListedServer]:
         """The project's servers, each once, in no order that means anything.

@@ -10,12 +10,7 @@ from typing import Any
 
 from raksha.errors import CloudMissing, CloudRefused
 from raksha.openstack.lent import LentLogin, asking
-from raksha.server import AttachedVolume, FixedIp, Flavor, Port, Server
-
-#: of images: what Nova builds a server by; anything else is about the image
-_TELLING = ("hw_", "os_", "img_config_drive")
-#: of volumes made from images
-_OF_THE_IMAGE = (*_TELLING, "min_ram", "min_disk")
+from raksha.server import AttachedVolume, FixedIp, Flavor, Port, Server, building
 
 
 def describe(cloud: LentLogin, server_id: str) -> Server | None:
@@ -69,8 +64,7 @@ def _image(cloud: LentLogin, image_id: str) -> tuple[str | None, dict[str, str]]
             image = cloud.session().get(f"{cloud.endpoint('image')}/v2/images/{image_id}").json()
     except (CloudMissing, CloudRefused):
         return None, {}
-    telling = {key: value for key, value in image.items() if key.startswith(_TELLING)}
-    return image.get("name"), _text(telling)
+    return image.get("name"), building(image)
 
 
 def _ports(cloud: LentLogin, server_id: str) -> tuple[Port, ...]:
@@ -103,7 +97,9 @@ def _ports(cloud: LentLogin, server_id: str) -> tuple[Port, ...]:
 def _volumes(cloud: LentLogin, server_id: str, *, boots: bool) -> tuple[AttachedVolume, ...]:
     """`boots`: the server has no boot disk of its own."""
     with asking("compute"):
-        attached = [each.to_dict() for each in cloud.compute().volumes.get_server_volumes(server_id)]
+        # not by novaclient's own list: that writes ids into a file below the home, for completion
+        path = f"/servers/{server_id}/os-volume_attachments"
+        attached = list(cloud.compute().client.get(path)[1]["volumeAttachments"])
     attached.sort(key=lambda each: each.get("device") or "")
     found: list[AttachedVolume] = []
     for each in attached:
@@ -119,8 +115,6 @@ def _volumes(cloud: LentLogin, server_id: str, *, boots: bool) -> tuple[Attached
 def _volume(
     attached: Mapping[str, Any], volume: Mapping[str, Any], *, bootable: bool, boot_index: int | None
 ) -> AttachedVolume:
-    image = {key: value for key, value in (volume.get("volume_image_metadata") or {}).items()
-             if key.startswith(_OF_THE_IMAGE)}  # fmt: skip
     return AttachedVolume(
         id=volume["id"],
         name=volume.get("name") or None,
@@ -134,7 +128,7 @@ def _volume(
         multiattach=bool(volume.get("multiattach")),
         encrypted=bool(volume.get("encrypted")),
         metadata=_text(volume.get("metadata")),
-        image_metadata=_text(image),
+        image_metadata=building(volume.get("volume_image_metadata") or {}),
     )
 
 

@@ -23,6 +23,8 @@ from raksha.errors import CloudMissing, CloudRefused, CloudUnavailable, RakshaEr
 
 #: what Nova and Cinder must be able to do at least: Xena
 _NOVA, _CINDER = "2.90", "3.64"
+#: of what a restore makes: whose it is, and which disk
+MARK, DISK = "raksha_restore", "raksha_disk"
 #: seconds for each answer, unless it is data that is sent
 PATIENCE = 30.0
 
@@ -96,5 +98,6 @@ def asking(service: str) -> Iterator[None]:
 
 
 def _said(status: int, error: Exception) -> str:
-    text = str(getattr(error, "message", None) or "").strip().splitlines()
-    return f"{status} {text[0][:300] if text else type(error).__name__}"
+    told = (getattr(error, "details", None), getattr(error, "message", None), type(error).__name__)
+    text = next(str(each).strip() for each in told if each and str(each).strip())
+    return f"{status} {text.splitlines()[0][:300]}"

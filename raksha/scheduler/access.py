@@ -20,6 +20,7 @@ from raksha.db import jobs, vaults
 from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, TrustBroken
+from raksha.server import CLOUD_SERVICES
 from raksha.tasks import CloudAccess
 from raksha.vault.credentials import Credentials, LentCredentials, TokenCredentials, given_token
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:  # only who has trusts needs keystoneauth
 
 #: of the accounts that only the service and a tenant together open
 SERVICE_PREFIX = "SERVICE_"
-#: of a cloud, what tasks may have to do with
-CLOUD_SERVICES = ("compute", "block-storage", "image", "network")
 #: trusts that are tried, where any of a project's does
 TRIED = 5
 

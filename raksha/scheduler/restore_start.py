@@ -32,7 +32,7 @@ from raksha.errors import RowNotFound, StateConflict
 from raksha.scheduler import restoring
 from raksha.scheduler.placement import willing
 from raksha.states import PinHolder, RestoreState, RunState, ServiceKind, ServiceState, TaskKind
-from raksha.tasks import RestoreOrder
+from raksha.tasks import CLOUD_KINDS, RestoreOrder
 
 _log = logging.getLogger(__name__)
 
@@ -152,6 +152,8 @@ def _host(
 def _target(target: Mapping[str, Any], vm: Mapping[str, Any]) -> dict[str, Any]:
     """Of one VM."""
     named = {"kind": target["kind"], "name": vm.get("name")}
+    if target["kind"] in CLOUD_KINDS:
+        return {**named, "start": target["start"], **target["cloud"]}
     return {**named, **{key: target[key] for key in ("directory", "format", "start") if target.get(key) is not None}}
 
 

@@ -131,10 +131,7 @@ def write_image(
     image = write_tables(source, backing, target)
 
     def copy(row: SegmentRow, offset: int) -> None:
-        body = fetch(row)
-        if len(body) != row.stored:
-            raise ObjectTruncated(name=row.name, wanted=row.stored, got=len(body))
-        _pwrite(target, body, offset)
+        _pwrite(target, _whole(fetch, row), offset)
 
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="raksha-image") as pool:
@@ -149,6 +146,44 @@ def write_image(
             for each in waiting:
                 each.cancel()
     return image.layout.file_size
+
+
+def read_image(
+    source: ImageSource, fetch: Callable[[SegmentRow], bytes], spool: BinaryIO, workers: int = 4
+) -> tuple[int, Iterator[bytes]]:
+    """The same image, standing alone, as its size in bytes and its content from the first byte to the last.
+
+    `spool` is an empty file for the tables, which must stay open while the content is read. At most `2 * workers`
+    segments are in memory. Raises like `write_image`, from the iterator as well.
+    """
+    image = write_tables(source, None, spool)
+    return image.layout.file_size, _content(source, image.layout.data_offset, fetch, spool, workers)
+
+
+def _content(
+    source: ImageSource, tables: int, fetch: Callable[[SegmentRow], bytes], spool: BinaryIO, workers: int
+) -> Iterator[bytes]:
+    for offset in range(0, tables, PART_SIZE):
+        yield _pread(spool, min(PART_SIZE, tables - offset), offset)
+    waiting: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="raksha-image") as pool:
+        try:
+            for index in range(source.segment_count):
+                waiting.append(pool.submit(_whole, fetch, source.segment(index)))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for each in waiting:
+                each.cancel()
+
+
+def _whole(fetch: Callable[[SegmentRow], bytes], row: SegmentRow) -> bytes:
+    body = fetch(row)
+    if len(body) != row.stored:
+        raise ObjectTruncated(name=row.name, wanted=row.stored, got=len(body))
+    return body
 
 
 def write_tables(source: ImageSource, backing: str | None, file: BinaryIO) -> CompressedImage:

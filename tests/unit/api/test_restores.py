@@ -65,7 +65,7 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
     assert answer.headers["Location"] == f"http://localhost{path}"
     assert seen("GET", path).json == made
     assert made["target"] == {
-        "kind": "domain", "directory": None, "host": None, "format": "qcow2", "start": True
+        "kind": "domain", "directory": None, "host": None, "format": "qcow2", "start": True, "cloud": {}
     }  # fmt: skip
     assert made["vms"] == [{"id": WEB, "disks": ["vda"], "name": "web-again"}]
     assert (made["state"], made["backupjobrun_id"], made["user_id"]) == ("queued", point.id, "member")
@@ -77,7 +77,7 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
     # as agents are to be told
     assert row(database, made["id"]).target == {
         "kind": "domain", "vms": [{"vm": WEB, "disks": ["vda"], "name": "web-again"}], "directory": None,
-        "format": "qcow2", "start": True, "host": None,
+        "format": "qcow2", "start": True, "host": None, "cloud": {},
     }  # fmt: skip
 
 

@@ -66,9 +66,7 @@ def waiting(database: Database, job_id: str) -> str | None:
     [("runs", 1, "restore points of its project is 1; with this run it would be 2"),
      ("stored_bytes", 1000, "stored bytes of its project is 1000; with this run it would be 1001")],
 )  # fmt: skip
-def test_a_scheduled_run_waits_until_there_is_room(
-    sqlite: Database, job: str, name: str, most: int, said: str
-) -> None:
+def test_a_scheduled_run_waits_until_there_is_room(sqlite: Database, job: str, name: str, most: int, said: str) -> None:
     old = point(sqlite, job)
     limit(sqlite, name, most)
     assert tick(sqlite).fired == 1
