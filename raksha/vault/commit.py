@@ -25,7 +25,15 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from raksha.errors import Damaged, DatabaseBehind, ObjectCorrupt, ObjectExists, ObjectMissing, VaultWriterOther
+from raksha.errors import (
+    Damaged,
+    DatabaseBehind,
+    ObjectCorrupt,
+    ObjectExists,
+    ObjectMissing,
+    VaultUnavailable,
+    VaultWriterOther,
+)
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog, read_vault
@@ -42,6 +50,9 @@ from raksha.vault.metadata import (
     encode,
 )
 from raksha.vault.store import Part, Store
+
+#: how often a number is asked for that a store calls taken although nothing is there, and seconds of patience
+_CLAIMS, _PAUSE = 5, 0.2
 
 
 class StoredDisk(Struct, frozen=True):
@@ -158,7 +169,7 @@ def is_committed(catalog: Catalog, run: RunDocument) -> bool:
 
 
 def put_epoch(catalog: Catalog, run: RunDocument) -> None:
-    """`epochs/<n>` of a run whose number is given. Raises `DatabaseBehind` if it is another run's."""
+    """`epochs/<n>` of a run whose number is given. Raises `DatabaseBehind` if it is another run's, `VaultUnavailable`."""
     document = EpochDocument(
         number=run.number,
         backupjob=run.backupjob,
@@ -166,10 +177,25 @@ def put_epoch(catalog: Catalog, run: RunDocument) -> None:
         writer=catalog.vault.writer,
         committed_at=run.finished_at,
     )
-    try:
-        catalog.store.put(names.epoch(run.number), encode(document), create_only=True)
-    except ObjectExists:
+    if not _create_epoch(catalog, document):
         check_epoch(catalog, run.number, run.backupjobrun)
+
+
+def _create_epoch(catalog: Catalog, document: EpochDocument) -> bool:
+    """Returns whether it was created; else it is there, whoever made it. Raises `VaultUnavailable`.
+
+    A store that calls it taken, wrongly, would leave a gap in the numbers, at which every later collection ends.
+    """
+    name = names.epoch(document.number)
+    for attempt in range(_CLAIMS):
+        try:
+            catalog.store.put(name, encode(document), create_only=True)
+            return True
+        except ObjectExists:
+            if _is_taken(catalog, document.number):
+                return False
+            time.sleep(_PAUSE * attempt)
+    raise VaultUnavailable(url=catalog.store.url, detail=f"{name} is said to be there, and cannot be found")
 
 
 def check_epoch(catalog: Catalog, number: int, backupjobrun: str | None) -> None:
@@ -202,11 +228,9 @@ def _take_number(catalog: Catalog, run: RunDocument) -> int:
             writer=catalog.vault.writer,
             committed_at=time.time(),
         )
-        try:
-            catalog.store.put(names.epoch(number), encode(document), create_only=True)
+        if _create_epoch(catalog, document):
             return number
-        except ObjectExists:
-            number += 1
+        number += 1
 
 
 def last_number(catalog: Catalog) -> int:

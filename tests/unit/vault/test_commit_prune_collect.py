@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -28,6 +29,7 @@ from raksha.errors import (
     VaultForeign,
     VaultNewer,
     VaultNotFound,
+    VaultUnavailable,
     VaultWriterOther,
 )
 from raksha.progress import Progress
@@ -37,7 +39,7 @@ from raksha.types import CLUSTER_SIZE, Extent, ExtentKind, ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.collect import collect
-from raksha.vault.commit import delete_run, establish, last_number, open_catalog_for_writing, plan_catalog
+from raksha.vault.commit import delete_run, establish, last_number, open_catalog_for_writing, plan_catalog, put_epoch
 from raksha.vault.memory import MemoryStore
 from raksha.vault.metadata import Writer
 from raksha.vault.prune import remove_runs
@@ -385,6 +387,37 @@ def test_a_listing_that_was_changed_on_the_way_leaves_no_gap_in_the_numbers(tmp_
     store.lies = False
     collect(bench.catalog)
     assert last_number(bench.catalog) == 4
+
+
+@pytest.mark.parametrize("numbered", [False, True], ids=["by the vault", "by a database"])
+def test_a_number_that_is_called_taken_and_is_not_leaves_no_gap(tmp_path: Path, numbered: bool) -> None:
+    class Lying(MemoryStore):
+        lies = 0
+
+        def put(self, name: str, data: bytes, *, create_only: bool = False) -> None:
+            if create_only and "epochs/" in name and self.lies:
+                self.lies -= 1
+                raise ObjectExists(name=name)
+            super().put(name, data, create_only=create_only)
+
+    store = Lying()
+    bench = Bench(tmp_path, store)
+    grow(bench, 3)
+    stored = bench.store_disk("r4", MemoryDisk(b"x" * CLUSTER_SIZE, whole(b"x" * CLUSTER_SIZE)))
+    for lies in (99, 1):  # the first time for good: then it is no commit
+        store.lies = lies
+        try:
+            if numbered:
+                put_epoch(bench.catalog, msgspec.structs.replace(bench.catalog.runs()[-1], number=4, backupjobrun="r4"))
+            else:
+                bench.commit("r4", stored)
+        except VaultUnavailable:
+            assert lies == 99
+        else:
+            assert lies == 1
+    assert last_number(bench.catalog) == 4
+    store.lies = 0
+    collect(bench.catalog)
 
 
 def test_collection_needs_no_listing_to_know_what_is_alive(tmp_path: Path) -> None:
