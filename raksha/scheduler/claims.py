@@ -16,12 +16,14 @@ from msgspec.structs import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from raksha import logs
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import jobs, rows, services, tasks, vaults
-from raksha.db.models import BackupJobRun, Restore, Task
+from raksha.db.models import BackupJobRun, Task
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RakshaError, StateConflict, StillNeeded, TrustBroken
 from raksha.scheduler import outcome
+from raksha.scheduler.about import about_task, request_of
 from raksha.scheduler.access import ENVIRONMENT, NOWHERE, TRIED, Access, Place
 from raksha.states import TaskKind, TaskState
 from raksha.tasks import (
@@ -120,7 +122,8 @@ def _lent(
     except (TrustBroken, IdentityUnavailable) as error:
         if task.task_id in held:
             return task
-        _refused(database, task, error)
+        with logs.about(task.task_id, getattr(task.order, "backupjobrun", None), task.request_id):
+            _refused(database, task, error)
         return None
     vault = task.vault if lent is None or task.vault is None else replace(task.vault, credentials=lent)
     return replace(task, vault=vault, cloud=cloud)
@@ -128,18 +131,18 @@ def _lent(
 
 def _refused(database: Database, task: Claimed, error: RakshaError) -> None:
     if isinstance(error, IdentityUnavailable):
-        _log.warning("task %s goes back: %s", task.task_id, error, extra={"action": "claim"})
+        _log.warning("the task goes back: %s", error, extra={"action": "claim"})
         back = HandBack(task_id=task.task_id, epoch=task.epoch, delay=_LATER)
         ending = partial(hand_back, database, back)
     else:
-        _log.error("task %s has failed: %s", task.task_id, error, extra={"action": "claim"})
+        _log.error("the task has failed: %s", error, extra={"action": "claim"})
         document = error.document()
         end = Finish(task_id=task.task_id, epoch=task.epoch, to=TaskState.ERROR, error=document)
         ending = partial(finish, database, end)
     try:
         ending()
     except RakshaError as problem:  # its lease ends, and it is claimed again
-        _log.warning("task %s: %s", task.task_id, problem, extra={"action": "claim"})
+        _log.warning("the task stays as it is: %s", problem, extra={"action": "claim"})
 
 
 def _claimed(session: Session, task: Task, settings: SchedulerSettings) -> Claimed:
@@ -149,7 +152,7 @@ def _claimed(session: Session, task: Task, settings: SchedulerSettings) -> Claim
         lease_seconds=settings.task_lease,
         order=order_of(task),
         vault=_vault(session, task),
-        request_id=_request_id(session, task),
+        request_id=request_of(session, task),
     )
 
 
@@ -167,12 +170,6 @@ def _vault(session: Session, task: Task) -> VaultAccess | None:
     return VaultAccess(url=vault.url, vault_uuid=vault.vault_uuid)
 
 
-def _request_id(session: Session, task: Task) -> str | None:
-    if task.restore_id is not None:
-        return session.scalars(select(Restore.request_id).where(Restore.id == task.restore_id)).one_or_none()
-    return session.scalars(select(BackupJobRun.request_id).where(BackupJobRun.id == task.backupjobrun_id)).one_or_none()
-
-
 def renew(database: Database, settings: SchedulerSettings, said: Held, access: Access = ENVIRONMENT) -> Renewed:
     """Raises `RowNotFound`, `EpochStale`, `StateConflict` when the task has ended."""
 
@@ -186,7 +183,8 @@ def renew(database: Database, settings: SchedulerSettings, said: Held, access: A
         if isinstance(means, _Means):
             lent, cloud = access.lend(means.place), access.cloud(means.cloud)
     except RakshaError as error:  # with what it has, it may still come to its end
-        _log.warning("task %s: %s", said.task_id, error, extra={"action": "renew"})
+        with about_task(database, task):
+            _log.warning("nothing newer can be lent: %s", error, extra={"action": "renew"})
     cancel = task.cancel_requested_at is not None
     return Renewed(lease_seconds=settings.task_lease, cancel=cancel, credentials=lent, cloud=cloud)
 
