@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 from msgspec import Struct
@@ -128,11 +129,14 @@ class CloudRestore:
         server = machine.server
         serials = {disk.target: disk.serial for disk in parse_domain(machine.domain_xml).disks}
         sources = disk_sources(catalog, run, summary, self._order.disks)
-        volumes = [None if server is None else server.volume_of(serials.get(each.disk)) for each in sources]
-        own = [number for number, volume in enumerate(volumes) if volume is None]
-        first = next((n for n, volume in enumerate(volumes) if volume is not None and volume.boot_index == 0), None)
-        boots = first if first is not None else (own[0] if own else 0)
-        wanted = [_Wanted(source, volumes[n], n == boots) for n, source in enumerate(sources)]
+        every = {
+            each.resource: None if server is None else server.volume_of(serials.get(each.resource))
+            for each in summary.resources
+        }
+        boots = _boots_from(every)
+        if self._target.kind == "server" and boots not in {source.disk for source in sources}:
+            raise BadArgument(argument="disks", detail=f"the server boots from {boots}; restore the others as volumes")
+        wanted = [_Wanted(source, every[source.disk], source.disk == boots) for source in sources]
         # the disk that a server boots from is its first
         return sorted(wanted, key=lambda each: not each.boots), machine
 
@@ -267,6 +271,8 @@ class CloudRestore:
             if not any(nic.fixed_ip for nic in order.nics) or self._target.networks is not None:
                 raise
             self._warnings.append(f"its fixed addresses were not to be had, others were given: {error}")
+        for volume in order.volumes:  # the first one had them
+            self._volumes.wait_until_filled(volume, self._work.check)
         without = tuple(Nic(nic.network_id) for nic in order.nics)
         return self._built(replace(order, nics=without), undo)
 
@@ -292,3 +298,10 @@ class CloudRestore:
             remove(id)
         except RakshaError as error:
             _log.error("%s may be left over: %s", id, error)
+
+
+def _boots_from(disks: Mapping[str, AttachedVolume | None]) -> str:
+    """The volume that the server was booted from, else the first disk of its own, else the first of all."""
+    booted = (disk for disk, volume in disks.items() if volume is not None and volume.boot_index == 0)
+    own = (disk for disk, volume in disks.items() if volume is None)
+    return next(chain(booted, own, disks))

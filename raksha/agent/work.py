@@ -6,6 +6,7 @@ gives it back, it goes on under the new epoch: nothing that it has open or store
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -30,6 +31,8 @@ from raksha.vault.credentials import LentCredentials, TokenCredentials, given_to
 
 if TYPE_CHECKING:
     from raksha.openstack.lent import LentLogin
+
+_log = logging.getLogger(__name__)
 
 #: kinds that count against the capacity of a host; the others make room
 HEAVY = (BackupOrder, RestoreOrder, VerifyOrder)
@@ -157,9 +160,14 @@ def _lent(claimed: Claimed) -> LentCredentials | None:
 def _login(cloud: CloudAccess | None) -> LentLogin | None:
     if cloud is None:
         return None
-    # only where there is a cloud: it takes a second to import
-    from raksha.openstack.lent import LentLogin
-
+    try:
+        # only where there is a cloud: it takes a second to import
+        from raksha.openstack.lent import LentLogin
+    except ImportError as error:
+        _log.error(
+            "the cloud cannot be asked without the package %s: pip install 'raksha[agent,openstack]'", error.name
+        )
+        return None
     return LentLogin(cloud.token, cloud.endpoints, os.environ.get("OS_CACERT") or True)
 
 

@@ -169,7 +169,10 @@ def is_committed(catalog: Catalog, run: RunDocument) -> bool:
 
 
 def put_epoch(catalog: Catalog, run: RunDocument) -> None:
-    """`epochs/<n>` of a run whose number is given. Raises `DatabaseBehind` if it is another run's, `VaultUnavailable`."""
+    """`epochs/<n>` of a run whose number is given.
+
+    Raises `DatabaseBehind` if it is another run's, `VaultUnavailable`.
+    """
     document = EpochDocument(
         number=run.number,
         backupjob=run.backupjob,
