@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: slow help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents bench bench-service quickstart clean
+.PHONY: slow help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents sample-configuration bench bench-service quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ imports: ## the layers of docs/architecture.md
 
 api-documents: ## write docs/openapi.json and etc/policy.yaml.sample anew
 	.venv/bin/python scripts/api_documents.py
+
+sample-configuration: ## write etc/raksha.conf.sample anew
+	.venv/bin/python scripts/sample_configuration.py
 
 bench: ## measure against qemu-img, borg and restic
 	scripts/setup --bench

@@ -47,10 +47,13 @@ class AgentSettings(Struct, frozen=True):
 _DEFAULTS = AgentSettings()
 
 OPTIONS = [
-    cfg.StrOpt("host", default="", help="The name of this host, of its own and always the same. Unset: its host name."),
+    cfg.StrOpt("host", default="",
+               help="A name of its own for each host, the same after a restart: VMs and captures are found by it. "
+               "Unset: the name of the host."),
     cfg.StrOpt("zone", default="", help="The zone of this host, for jobs that say where work may be done."),
     cfg.StrOpt("transport_url", default="", secret=True,
-               help="The message bus: rabbit://user:password@host:5672/."),
+               help="The message bus: rabbit://USER:PASSWORD@HOST:5672/. raksha-agent does not start without; raksha "
+               "serve has its own."),
     cfg.IntOpt("capacity", default=_DEFAULTS.capacity, min=1,
                help="Backups, restores and verifications that it does at once."),
     cfg.FloatOpt("poll_interval", default=_DEFAULTS.poll_interval, min=0.1,
@@ -58,13 +61,17 @@ OPTIONS = [
     cfg.FloatOpt("report_interval", default=_DEFAULTS.report_interval, min=0.1,
                  help="Seconds between two reports of progress of one task."),
     cfg.FloatOpt("patience", default=_DEFAULTS.patience, min=0.5, help="Seconds to wait for an answer over the bus."),
-    cfg.FloatOpt("look_interval", default=_DEFAULTS.look_interval, min=1, help="Seconds between two looks at all VMs."),
+    cfg.FloatOpt("look_interval", default=_DEFAULTS.look_interval, min=1,
+                 help="Seconds between two looks at all VMs of the host."),
     cfg.FloatOpt("drain_timeout", default=_DEFAULTS.drain_timeout, min=0,
-                 help="Seconds that it waits for what is under way when it is told to stop."),
+                 help="Seconds that it waits for what is under way when it is told to stop. What has not ended by then "
+                 "is handed back."),
     cfg.ListOpt("restore_dirs", default=[],
-                help="Directories below which restores may write. Unset: restores in the state directory."),
-    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address, help="Where metrics are served."),
-    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics of Prometheus; 0: none."),
+                help="Directories below which restores may write, with commas between them; the first is where they "
+                "write if nobody says. QEMU must be able to get there. Unset: restores in the state directory."),
+    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,
+               help="Address of the metrics for Prometheus: http://ADDRESS:PORT/metrics."),
+    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics; 0: none."),
 ]  # fmt: skip
 
 

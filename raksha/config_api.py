@@ -74,19 +74,24 @@ class ApiSettings(Struct, frozen=True):
 _API, _LIMITS = ApiSettings(), Limits()
 
 OPTIONS = [
-    cfg.StrOpt("bind", default=_API.bind, help="Where gunicorn listens: HOST:PORT or unix:PATH."),
+    cfg.StrOpt("bind", default=_API.bind,
+               help="Where the REST API listens: HOST:PORT or unix:PATH. Plain HTTP unless tls_certificate is set: "
+               "keep that on loopback, or behind a proxy that speaks TLS."),
     cfg.IntOpt("workers", default=_API.workers, min=1, max=256, help="Processes."),
     cfg.IntOpt("threads", default=_API.threads, min=1, max=256, help="Threads of each process."),
-    cfg.StrOpt("tls_certificate", help="Certificate in PEM; unset: plain HTTP."),
-    cfg.StrOpt("tls_key", help="Its key in PEM."),
-    cfg.URIOpt("public_endpoint", schemes=["http", "https"],
-               help="URL under which clients reach the API, for links; unset: the Host of each request."),
+    cfg.StrOpt("tls_certificate", help="Certificate in PEM. It goes together with tls_key. Unset: plain HTTP."),
+    cfg.StrOpt("tls_key", help="Key of the certificate, in PEM."),
+    cfg.StrOpt("public_endpoint", regex=r"^(https?://[^\s/?#]+[^\s?#]*)?$",
+               help="URL under which clients reach the API, for links in answers. Unset: the Host that each request "
+               "names."),
     cfg.StrOpt("auth_strategy", default=_API.auth_strategy, choices=["http_basic", "keystone"],
-               help="Who says who a caller is."),
-    cfg.StrOpt("users_file", default=str(_API.users_file), help="Users of http_basic; of mode 0600."),
-    cfg.StrOpt("policy_file", help="Rules that differ from the defaults: etc/policy.yaml.sample."),
+               help="Who says who a caller is: http_basic (a file of users) or keystone (see [keystone_authtoken])."),
+    cfg.StrOpt("users_file", default=str(_API.users_file),
+               help="Users of http_basic, one a line: name:bcrypt hash:project:roles. Of mode 0600, or the API does "
+               "not start."),
+    cfg.StrOpt("policy_file", help="Rules that differ from the defaults: see policy.yaml.sample."),
     cfg.StrOpt("metrics", default=_API.metrics, choices=["operators", "everybody", "nobody"],
-               help="Who may see /metrics."),
+               help="Who may see /metrics: operators (who log in, rule metrics:show), everybody, nobody."),
     cfg.IntOpt("max_body_bytes", default=_LIMITS.max_body_bytes, min=1024, help="Bytes of a request's body."),
     cfg.IntOpt("max_page_size", default=_LIMITS.max_page_size, min=1, max=1000, help="Entries of one page of a list."),
     cfg.IntOpt("max_jobs", default=_LIMITS.max_jobs, min=0, help="Backup jobs of one project."),
@@ -95,13 +100,17 @@ OPTIONS = [
                help="Seconds between two runs of a schedule."),
     cfg.IntOpt("max_preview_times", default=_LIMITS.max_preview_times, min=1, max=1000,
                help="Fire times in one preview of a schedule."),
-    cfg.IntOpt("max_runs", default=_LIMITS.max_runs, min=-1, help="Restore points of one project; -1: any number."),
+    cfg.IntOpt("max_runs", default=_LIMITS.max_runs, min=-1,
+               help="Restore points of one project: above that no run starts by hand, and those of schedules wait. -1: "
+               "any number. A project can have a limit of its own. Schedulers read this, too."),
     cfg.IntOpt("max_stored_bytes", default=_LIMITS.max_stored_bytes, min=-1,
-               help="Bytes of all restore points of one project; -1: any number."),
+               help="Bytes that the restore points of one project refer to, each for itself. As with max_runs, above "
+               "that no run starts by hand, and those of schedules wait; -1: any number; a project can have a limit of "
+               "its own; schedulers read this, too."),
     cfg.IntOpt("max_runs_under_way", default=_LIMITS.max_runs_under_way, min=0,
-               help="Runs of one project that have not ended; more are not started by hand."),
+               help="Runs of one project that have not ended; above that it starts no more by hand."),
     cfg.IntOpt("max_restores_under_way", default=_LIMITS.max_restores_under_way, min=0,
-               help="Restores of one project that have not ended."),
+               help="Restores of one project that have not ended; above that it starts no more."),
 ]  # fmt: skip
 
 
@@ -119,6 +128,7 @@ def load(path: Path | None = None) -> ApiSettings:
     except (cfg.Error, OSError, UnicodeDecodeError) as error:
         raise SettingsWrong(detail=str(error)) from error
     limits = Limits(**{name: found.pop(name) for name in Limits.__struct_fields__})
+    found["public_endpoint"] = found["public_endpoint"] or None
     for name in ("tls_certificate", "tls_key", "users_file", "policy_file"):
         found[name] = Path(found[name]).absolute() if found[name] else None
     if (found["tls_certificate"] is None) != (found["tls_key"] is None):

@@ -18,15 +18,16 @@ from raksha.errors import SettingsWrong
 
 STANDARD_FILE = Path("/etc/raksha/raksha.conf")
 
+#: of each section, in the order in which operators read them
+OPTIONS: Mapping[str, list[cfg.Opt]] = {
+    "host": config_file.OPTIONS,
+    "api": config_api.OPTIONS,
+    "database": config_database.OPTIONS,
+    "scheduler": config_scheduler.OPTIONS,
+    "agent": config_agent.OPTIONS,
+}
 SECTIONS: Mapping[str, frozenset[str]] = {
-    name: frozenset(option.name for option in options)
-    for name, options in (
-        ("host", config_file.OPTIONS),
-        ("api", config_api.OPTIONS),
-        ("database", config_database.OPTIONS),
-        ("scheduler", config_scheduler.OPTIONS),
-        ("agent", config_agent.OPTIONS),
-    )
+    section: frozenset(option.name for option in options) for section, options in OPTIONS.items()
 }
 #: sections of others, who look at them themselves
 _FOREIGN = frozenset({"keystone_authtoken", "trustee"})

@@ -34,16 +34,21 @@ class DatabaseSettings(Struct, frozen=True):
 _DEFAULTS = DatabaseSettings(connection="")
 
 OPTIONS = [
-    cfg.StrOpt("connection", secret=True, help="URL of the database: mysql+pymysql://user:password@host/raksha, "
-               "postgresql+psycopg://…, sqlite:////path. Unset: a file in the state directory."),
-    cfg.IntOpt("max_pool_size", default=_DEFAULTS.max_pool_size, min=1, help="Connections kept open."),
-    cfg.IntOpt("max_overflow", default=_DEFAULTS.max_overflow, min=0, help="How many more for a moment."),
+    cfg.StrOpt("connection", secret=True,
+               help="The service's database: mysql+pymysql://USER:PASSWORD@HOST/raksha, "
+               "postgresql+psycopg://USER:PASSWORD@HOST/raksha, or sqlite:////PATH. Unset: raksha.db in the state "
+               "directory. Also: the variable OS_DATABASE__CONNECTION."),
+    cfg.IntOpt("max_pool_size", default=_DEFAULTS.max_pool_size, min=1, help="Connections that a process keeps open."),
+    cfg.IntOpt("max_overflow", default=_DEFAULTS.max_overflow, min=0,
+               help="How many more connections it may open for a moment."),
     cfg.FloatOpt("pool_timeout", default=_DEFAULTS.pool_timeout, min=0, help="Seconds to wait for a connection."),
     cfg.IntOpt("connection_recycle_time", default=_DEFAULTS.connection_recycle_time, min=-1,
-               help="Seconds after which a connection is replaced; -1: never."),
-    cfg.FloatOpt("lock_timeout", default=_DEFAULTS.lock_timeout, min=1, help="Seconds to wait for a lock."),
+               help="Seconds after which a connection is replaced; -1: never. Less than the server's wait_timeout."),
+    cfg.FloatOpt("lock_timeout", default=_DEFAULTS.lock_timeout, min=1,
+                 help="Seconds to wait for a lock that another transaction holds."),
     cfg.IntOpt("max_attempts", default=_DEFAULTS.max_attempts, min=1,
-               help="How often a transaction is tried before it is given up."),
+               help="How often a transaction is tried that the database gave up (a deadlock, a lock, a lost "
+               "connection)."),
 ]  # fmt: skip
 
 

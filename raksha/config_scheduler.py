@@ -81,18 +81,23 @@ class SchedulerSettings(Struct, frozen=True):
 _DEFAULTS = SchedulerSettings()
 
 OPTIONS = [
-    cfg.StrOpt("name", default="", help="A name of its own for each scheduler. Unset: the name of the host."),
+    cfg.StrOpt("name", default="",
+               help="A name of its own for each scheduler, the same after a restart. Unset: the name of the host."),
     cfg.StrOpt("transport_url", default="", secret=True,
-               help="The message bus by which others wake the scheduler: rabbit://user:password@host:5672/. "
-               "Unset: it looks by itself."),
-    cfg.FloatOpt("interval", default=_DEFAULTS.interval, min=0.1, help="Seconds between two looks."),
-    cfg.FloatOpt("commit_lease", default=_DEFAULTS.commit_lease, min=1,
-                 help="Seconds after which the commit of a scheduler that is silent is taken over."),
+               help="The message bus by which others wake the scheduler: rabbit://USER:PASSWORD@HOST:5672/. Unset: it "
+               "looks by itself."),
+    cfg.FloatOpt("interval", default=_DEFAULTS.interval, min=0.1,
+                 help="Seconds between two looks at what is due and what waits."),
     cfg.IntOpt("workers", default=_DEFAULTS.workers, min=1, help="Commits, deletions and collections at once."),
+    cfg.FloatOpt("commit_lease", default=_DEFAULTS.commit_lease, min=1,
+                 help="Seconds after which the commits, deletions and collections of a scheduler that is silent are "
+                 "taken over."),
     cfg.FloatOpt("agent_timeout", default=_DEFAULTS.agent_timeout, min=1,
                  help="Seconds after its last heartbeat after which an agent counts as gone."),
     cfg.IntOpt("max_runs_per_project", default=_DEFAULTS.max_runs_per_project, min=-1,
-               help="Runs of one project at once, where it has no limit of its own; -1: any number."),
+               help="Runs of one project at once, where it has no limit of its own; -1: any number. How many VMs of a "
+               "host are backed up at once, its agent's capacity says; how many runs write to a vault at once, its "
+               "vault service."),
     cfg.StrOpt("unowned_vms_project", default="",
                help="The project whose jobs may protect VMs that belong to no project. Unset: none."),
     cfg.FloatOpt("max_wait", default=_DEFAULTS.max_wait, min=0,
@@ -114,19 +119,25 @@ OPTIONS = [
     cfg.FloatOpt("trash_seconds", default=_DEFAULTS.trash_seconds, min=0,
                  help="Seconds that restore points stay in the vault after they were deleted."),
     cfg.FloatOpt("keep_failed", default=_DEFAULTS.keep_failed, min=0,
-                 help="Seconds that runs which failed or were cancelled are kept."),
+                 help="Seconds that runs which failed or were cancelled are kept for whoever wants to know why."),
     cfg.FloatOpt("retention_interval", default=_DEFAULTS.retention_interval, min=1,
-                 help="Seconds between two looks at all jobs for restore points that are kept no longer."),
+                 help="Seconds between two looks at all jobs for restore points that are kept no longer (besides the "
+                 "one after each backup)."),
     cfg.FloatOpt("collect_interval", default=_DEFAULTS.collect_interval, min=1,
-                 help="Seconds between two collections of what no restore point of a vault needs."),
+                 help="Seconds between two collections of what no restore point of a vault needs any more."),
     cfg.FloatOpt("forget_services", default=_DEFAULTS.forget_services, min=86400,
                  help="Seconds after which a process that is silent is forgotten."),
-    cfg.StrOpt("spool_dir", default="", help="Where maps are put together. Unset: the system's temporary folder."),
-    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address, help="Where metrics are served."),
-    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics of Prometheus; 0: none."),
-    cfg.IntOpt("retries", default=_DEFAULTS.retries, min=0, help="Retries of a failed run, if its job says nothing."),
+    cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,
+               help="Address of the metrics for Prometheus: http://ADDRESS:PORT/metrics."),
+    cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics; 0: none."),
+    cfg.StrOpt("spool_dir", default="",
+               help="Where maps are put together, up to 0.5 GB for each TB of a disk, for a moment. Unset: the "
+               "system's temporary folder."),
+    cfg.IntOpt("retries", default=_DEFAULTS.retries, min=0,
+               help="Retries of a failed run, where its job says nothing."),
     cfg.FloatOpt("retry_delay", default=_DEFAULTS.retry_delay, min=0,
-                 help="Seconds before the first retry; doubled for each further one, up to an hour."),
+                 help="Seconds before the first retry, where the job says nothing. Each further one waits twice as "
+                 "long, up to an hour."),
 ]  # fmt: skip
 
 

@@ -34,7 +34,8 @@ def test_file_and_environment_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     "text",
-    ["threads = 0", "threads = many", "auth_strategy = noauth", "public_endpoint = ftp://a", "max_page_size = 5000",
+    ["threads = 0", "threads = many", "auth_strategy = noauth", "public_endpoint = ftp://a",
+     "public_endpoint = https://", "public_endpoint = a.example", "max_page_size = 5000",
      "tls_key = /x", "tls_certificate = /x", "max_body_bytes = 1"],
 )  # fmt: skip
 def test_a_wrong_value_is_an_error(tmp_path: Path, text: str) -> None:
