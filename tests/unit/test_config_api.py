@@ -1,8 +1,7 @@
-"""[api] of the configuration: defaults, file, environment, and the sample that operators start from."""
+"""[api] of the configuration: defaults, file, environment."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,6 @@ import pytest
 from raksha import config_api
 from raksha.config_api import ApiSettings, Limits
 from raksha.errors import SettingsWrong
-
-SAMPLE = Path(__file__).parents[2] / "etc/raksha.conf.sample"
 
 
 def conf(tmp_path: Path, text: str) -> Path:
@@ -41,11 +38,3 @@ def test_file_and_environment_count(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_wrong_value_is_an_error(tmp_path: Path, text: str) -> None:
     with pytest.raises(SettingsWrong):
         config_api.load(conf(tmp_path, f"[api]\n{text}\n"))
-
-
-def test_the_sample_shows_every_option_with_its_default(tmp_path: Path) -> None:
-    section = SAMPLE.read_text().split("[api]")[1].split("\n[")[0]
-    shown = dict(re.findall(r"^#(\w+) = ?(.*)$", section, re.MULTILINE))
-    assert set(shown) == {option.name for option in config_api.OPTIONS}
-    uncommented = "".join(f"{name} = {value}\n" for name, value in shown.items() if value)
-    assert config_api.load(conf(tmp_path, f"[api]\n{uncommented}")) == ApiSettings()

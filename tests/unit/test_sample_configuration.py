@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from keystoneauth1 import loading
 from keystonemiddleware import opts as keystonemiddleware_opts
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 from oslo_config import cfg
 
 from raksha import config, config_agent, config_api, config_check, config_database, config_scheduler
+from raksha.config import Settings
 from raksha.config_agent import AgentSettings
 from raksha.config_api import ApiSettings
 from raksha.config_database import DatabaseSettings
@@ -50,6 +51,7 @@ def test_every_option_is_in_it_once_below_its_help(uncommented: Path) -> None:
         assert counts == Counter(option.name for option in options), section
         assert all(option.help and option.help.endswith(".") for option in options), section
     assert set(found) == {"keystone_authtoken", "trustee"}
+    assert [option.name for option in config_check.OPTIONS["host"]] == [field.name for field in fields(Settings)]
     bare = re.findall(r"\n\n#\w+ =.*", SAMPLE.read_text())
     assert bare == []
 
