@@ -23,7 +23,7 @@ from tests.bed import Bed
 from tests.functional.forked import ForkedLocal, alive
 from tests.functional.local_kit import Answer, two_disks
 from tests.functional.overlay_kit import KIB, MIB, Guest
-from tests.functional.pull_kit import bitmaps
+from tests.functional.pull_kit import bitmaps, lying
 
 CLUSTER = 64 * KIB
 KILLED = -9
@@ -127,6 +127,19 @@ class World:
         found = self.guest.sources(inactive=not self.guest.machine.running)
         return {target: [path for path in paths if OVERLAY in path] for target, paths in found.items()}
 
+    def bitmaps(self) -> list[str]:
+        """Names of those on vda, whose own file is the only one that can hold any."""
+        if self.guest.machine.running:
+            return bitmaps(self.guest.machine).get("vm-a.qcow2", [])
+        return list(lying(self.bed.directory / "vm-a.qcow2"))
+
+    def tracked(self) -> set[str]:
+        """Disks of which it is known what was written since the newest point."""
+        if self.engine == "pull":
+            return {"vda"} if self.bitmaps() else set()
+        # a merge that is under way is ended first: then that disk has no tracker any more
+        return {target for target, layers in self.overlays().items() if layers and not self.merging(target)}
+
     def merging(self, target: str) -> bool:
         """A block job of this disk is under way."""
         machine = self.guest.machine
@@ -210,12 +223,12 @@ class World:
         assert set(self.local.runs()) == set(self.truth)
 
     def assert_nothing_left(self, layers: int = 1, orphans: Collection[str] = ()) -> None:
-        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use; and
-        those `orphans`."""
+        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use (with
+        the engine `pull`, bitmaps on vda), and those `orphans`."""
         used = self.overlays()
         if self.engine == "pull":
+            self._assert_no_pull_leftovers(layers)
             layers = 0
-            self._assert_no_pull_leftovers()
         assert {len(paths) for paths in used.values()} == {layers}, used
         files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
         assert files == {path for paths in used.values() for path in paths}.union(orphans), "stray overlays"
@@ -232,15 +245,18 @@ class World:
         assert not any((self.local.state / "spool").iterdir())
         assert leftover_sockets(self.local.forker.pids) == []
 
-    def _assert_no_pull_leftovers(self) -> None:
-        """Between runs libvirt knows no checkpoint, and one bitmap records on each disk that can have one."""
+    def _assert_no_pull_leftovers(self, count: int) -> None:
+        """Between runs libvirt knows no checkpoint, and `count` bitmaps record on each disk that can have one."""
         machine = self.guest.machine
         assert machine.domain.listAllCheckpoints() == []
         scratch = self.local.state / "scratch"
         assert not scratch.exists() or list(scratch.iterdir()) == []
         if machine.running:
             assert machine.domain.jobInfo()[0] == 0
-            assert {name: len(found) for name, found in bitmaps(machine).items()} == {"vm-a.qcow2": 1}
+            wanted = {"vm-a.qcow2": count} if count else {}
+            assert {name: len(found) for name, found in bitmaps(machine).items()} == wanted
+        elif not count:
+            assert self.bitmaps() == []
 
     def assert_increment(self, answer: Answer, touched: dict[str, set[int]]) -> None:
         """Both disks were read by their trackers: not a byte more than was written since the point before."""

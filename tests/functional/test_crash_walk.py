@@ -160,6 +160,7 @@ def test_a_backup_of_a_vm_that_is_shut_off(world: World) -> None:
     walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
 
 
+@both_engines
 @pytest.mark.parametrize("running", [True, False], ids=["running", "shut off"])
 def test_a_release(world: World, running: bool) -> None:
     """Afterwards: a release once more, or a backup instead, which finds a tracker where there still is one."""
@@ -184,8 +185,7 @@ def test_a_release(world: World, running: bool) -> None:
             world.local.good("release", world.guest.uuid)
             world.assert_nothing_left(layers=0)
             assert world.guest.machine.xml(inactive=True) == world.definition
-        # A merge that is under way is ended first: then that disk has no tracker any more.
-        tracked = {target for target, layers in world.overlays().items() if layers and not world.merging(target)}
+        tracked = world.tracked()
         answer = world.backup()
         assert answer.warnings == []
         modes = {target: how[1] for target, how in answer.how().items()}
