@@ -18,6 +18,7 @@ from raksha.journal import Journal
 from tests.bed import Bed, check_records
 from tests.bed.machine import Machine
 from tests.functional.crash_kit import KILLED, Point, sample, wanted_sample
+from tests.functional.crash_names import must_pass
 from tests.functional.forked import ForkedLocal
 from tests.functional.local_kit import Answer
 from tests.functional.overlay_kit import MIB
@@ -25,8 +26,8 @@ from tests.functional.pull_kit import bitmaps
 
 pytestmark = [pytest.mark.bed, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-#: what is called while a guest is frozen, and to freeze and thaw it
-FREEZING = ("libvirt.fsFreeze", "libvirt.fsThaw", "libvirt.agentSetResponseTimeout")
+#: what freezes and thaws a guest
+FREEZING = must_pass("a freeze", "overlay")
 #: seconds in which the watchdog must have thawed a guest whose backup died
 THAWED = 5.0
 #: how many points of each walk the ordinary test run takes
@@ -130,7 +131,7 @@ def test_every_point_of_a_freeze(frozen: Frozen) -> None:
     frozen.vm.wait_for_records(5)
     frozen.backup()
     points = frozen.traced()
-    assert {each.name.removesuffix(".done") for each in points} == set(FREEZING)
+    assert {each.name.removesuffix(".done") for each in points} == FREEZING
     chosen = sample(points, wanted_sample(SAMPLE))
     for point in chosen:
         try:
