@@ -77,6 +77,8 @@ class World:
     place: Path
     #: arguments of every backup
     options: tuple[str, ...] = ()
+    #: arguments of every command, where a test has some
+    configured: tuple[str, ...] = ()
     engine: str = "overlay"
     #: QEMU went on without our layers, and is no more
     pivoted_and_died: bool = False
@@ -308,7 +310,7 @@ def world_on(bed: Bed, place: Path, engine: str = "overlay") -> Iterator[World]:
     local = ForkedLocal(bed.uri, bed.directory / "state", f"file://{place}/vault")
     try:
         guest = two_disks(bed)
-        world = World(bed, local, guest, place, ("--job", "daily", "--engine", engine), engine)
+        world = World(bed, local, guest, place, ("--job", "daily", "--engine", engine), engine=engine)
         world.definition = guest.machine.xml(inactive=True)
         yield world
         local.good("release", guest.uuid)  # no fence may keep the disks from being removed
