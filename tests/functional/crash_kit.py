@@ -20,6 +20,7 @@ from uuid import uuid4
 from raksha.journal import Journal
 from raksha.virt.libvirt.domain_xml import parse_domain
 from tests.bed import Bed
+from tests.bed.machine import Machine
 from tests.functional.forked import ForkedLocal, alive
 from tests.functional.local_kit import Answer, two_disks
 from tests.functional.overlay_kit import KIB, MIB, Guest
@@ -226,39 +227,18 @@ class World:
         assert set(self.local.runs()) == set(self.truth)
 
     def assert_nothing_left(self, layers: int = 1, orphans: Collection[str] = ()) -> None:
-        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use (with
-        the engine `pull`, bitmaps on vda), and those `orphans`."""
+        """Nothing of ours but `layers` overlays a disk (with the engine `pull`, bitmaps on vda) and those `orphans`."""
+        expected = 0 if self.engine == "pull" else layers
         used = self.overlays()
-        if self.engine == "pull":
-            self._assert_no_pull_leftovers(layers)
-            layers = 0
-        assert {len(paths) for paths in used.values()} == {layers}, used
-        files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
-        assert files == {path for paths in used.values() for path in paths}.union(orphans), "stray overlays"
-        if self.guest.machine.running:
-            assert all(not self.guest.machine.domain.blockJobInfo(target) for target in used), "a block job goes on"
-        journal = Journal(self.local.state)
-        try:
-            assert journal.open_intents() == []
-            assert {layer.file.path for layer in journal.layers(self.guest.uuid)} == files
-            trash = {str(path) for path in self.bed.directory.glob(".raksha-trash/*")}
-            assert {each.path for each in journal.trash()} == trash
-        finally:
-            journal.close()
-        assert not any((self.local.state / "spool").iterdir())
-        assert leftover_sockets(self.local.forker.pids) == []
-
-    def _assert_no_pull_leftovers(self, count: int) -> None:
-        """Between runs libvirt knows no checkpoint, and `count` bitmaps record on each disk that can have one."""
+        assert {len(paths) for paths in used.values()} == {expected}, used
+        assert_nothing_left(self.guest.machine, self.local, self.bed.directory, orphans)
+        if self.engine != "pull":
+            return
         machine = self.guest.machine
-        assert machine.domain.listAllCheckpoints() == []
-        scratch = self.local.state / "scratch"
-        assert not scratch.exists() or list(scratch.iterdir()) == []
         if machine.running:
-            assert machine.domain.jobInfo()[0] == 0
-            wanted = {"vm-a.qcow2": count} if count else {}
+            wanted = {"vm-a.qcow2": layers} if layers else {}
             assert {name: len(found) for name, found in bitmaps(machine).items()} == wanted
-        elif not count:
+        elif not layers:
             assert self.bitmaps() == []
 
     def assert_increment(self, answer: Answer, touched: dict[str, set[int]]) -> None:
@@ -281,6 +261,30 @@ class World:
         self.truth = {run: truth for run, truth in self.truth.items() if run in kept}
         folders = {path.name for path in self.local.folder.glob("backupjobs/*/*-*-*/")} if directory else set()
         assert folders <= kept, "objects of restore points that are gone"
+
+
+def assert_nothing_left(machine: Machine, local: ForkedLocal, directory: Path, orphans: Collection[str]) -> None:
+    """Between runs: no file of ours in the folder of the disks but overlays that are in use, and those `orphans`; no
+    job, no checkpoint, no open intent, no server, scratch or temporary file."""
+    domain = parse_domain(machine.xml(inactive=not machine.running))
+    used = {layer.path for disk in domain.disks for layer in disk.layers if OVERLAY in layer.path}
+    files = {str(path) for path in directory.iterdir() if OVERLAY in path.name and path.is_file()}
+    assert files == used.union(orphans), "stray overlays"
+    assert machine.domain.listAllCheckpoints() == []
+    if machine.running:
+        assert machine.domain.jobInfo()[0] == 0, "a backup job goes on"
+        assert not any(machine.domain.blockJobInfo(disk.target) for disk in domain.disks), "a block job goes on"
+    journal = Journal(local.state)
+    try:
+        assert journal.open_intents() == []
+        assert {layer.file.path for layer in journal.layers(machine.uuid)} == files
+        trash = {str(path) for path in directory.glob(".raksha-trash/*")}
+        assert {each.path for each in journal.trash()} == trash
+    finally:
+        journal.close()
+    for folder in ("scratch", "spool"):
+        assert list(local.state.glob(f"{folder}/*")) == []
+    assert leftover_sockets(local.forker.pids) == []
 
 
 def leftover_sockets(pids: set[int]) -> list[Path]:
