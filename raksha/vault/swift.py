@@ -105,7 +105,16 @@ class SwiftStore:
         try:
             self._ask(call, name)
         except ObjectMissing:
+            self._assert_gone(name)
+
+    def _assert_gone(self, name: str) -> None:
+        """A proxy that reaches only servers which have not heard of an object says that there is none, and later there
+        is: whoever believed it would go on and delete what that object needs."""
+        try:
+            self._head(name)
+        except ObjectMissing:
             return
+        raise VaultUnavailable(url=self.url, detail=f"{name} is there, and was said not to be when it was deleted")
 
     def names(self, container: str, prefix: str = "") -> Iterator[str]:
         """Names that no vault has are left out. May lag: listings are made later than objects."""

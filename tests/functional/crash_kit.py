@@ -20,10 +20,11 @@ from uuid import uuid4
 from raksha.journal import Journal
 from raksha.virt.libvirt.domain_xml import parse_domain
 from tests.bed import Bed
+from tests.bed.machine import Machine
 from tests.functional.forked import ForkedLocal, alive
 from tests.functional.local_kit import Answer, two_disks
 from tests.functional.overlay_kit import KIB, MIB, Guest
-from tests.functional.pull_kit import bitmaps
+from tests.functional.pull_kit import bitmaps, lying
 
 CLUSTER = 64 * KIB
 KILLED = -9
@@ -53,7 +54,8 @@ def points_of(trace: Sequence[str]) -> list[Point]:
     for place, name in enumerate(trace):
         passed[name] = passed.get(name, 0) + 1
         last = place == len(trace) - 1
-        if not name.endswith(".done") or name.startswith("libvirt.") or last:
+        after = name.endswith(".done") and name != "journal.done"  # which is before an outcome is noted
+        if not after or name.startswith("libvirt.") or last:
             points.append(Point(name, passed[name]))
     return points
 
@@ -76,6 +78,8 @@ class World:
     place: Path
     #: arguments of every backup
     options: tuple[str, ...] = ()
+    #: arguments of every command, where a test has some
+    configured: tuple[str, ...] = ()
     engine: str = "overlay"
     #: QEMU went on without our layers, and is no more
     pivoted_and_died: bool = False
@@ -126,6 +130,19 @@ class World:
         """Layers of ours in the chain of each disk, newest first."""
         found = self.guest.sources(inactive=not self.guest.machine.running)
         return {target: [path for path in paths if OVERLAY in path] for target, paths in found.items()}
+
+    def bitmaps(self) -> list[str]:
+        """Names of those on vda, whose own file is the only one that can hold any."""
+        if self.guest.machine.running:
+            return bitmaps(self.guest.machine).get("vm-a.qcow2", [])
+        return list(lying(self.bed.directory / "vm-a.qcow2"))
+
+    def tracked(self) -> set[str]:
+        """Disks of which it is known what was written since the newest point."""
+        if self.engine == "pull":
+            return {"vda"} if self.bitmaps() else set()
+        # a merge that is under way is ended first: then that disk has no tracker any more
+        return {target for target, layers in self.overlays().items() if layers and not self.merging(target)}
 
     def merging(self, target: str) -> bool:
         """A block job of this disk is under way."""
@@ -210,37 +227,19 @@ class World:
         assert set(self.local.runs()) == set(self.truth)
 
     def assert_nothing_left(self, layers: int = 1, orphans: Collection[str] = ()) -> None:
-        """No file, block job, intent, server or temporary file of ours but `layers` overlays a disk, all in use; and
-        those `orphans`."""
+        """Nothing of ours but `layers` overlays a disk (with the engine `pull`, bitmaps on vda) and those `orphans`."""
+        expected = 0 if self.engine == "pull" else layers
         used = self.overlays()
-        if self.engine == "pull":
-            layers = 0
-            self._assert_no_pull_leftovers()
-        assert {len(paths) for paths in used.values()} == {layers}, used
-        files = {str(path) for path in self.bed.directory.iterdir() if OVERLAY in path.name and path.is_file()}
-        assert files == {path for paths in used.values() for path in paths}.union(orphans), "stray overlays"
-        if self.guest.machine.running:
-            assert all(not self.guest.machine.domain.blockJobInfo(target) for target in used), "a block job goes on"
-        journal = Journal(self.local.state)
-        try:
-            assert journal.open_intents() == []
-            assert {layer.file.path for layer in journal.layers(self.guest.uuid)} == files
-            trash = {str(path) for path in self.bed.directory.glob(".raksha-trash/*")}
-            assert {each.path for each in journal.trash()} == trash
-        finally:
-            journal.close()
-        assert not any((self.local.state / "spool").iterdir())
-        assert leftover_sockets(self.local.forker.pids) == []
-
-    def _assert_no_pull_leftovers(self) -> None:
-        """Between runs libvirt knows no checkpoint, and one bitmap records on each disk that can have one."""
+        assert {len(paths) for paths in used.values()} == {expected}, used
+        assert_nothing_left(self.guest.machine, self.local, self.bed.directory, orphans)
+        if self.engine != "pull":
+            return
         machine = self.guest.machine
-        assert machine.domain.listAllCheckpoints() == []
-        scratch = self.local.state / "scratch"
-        assert not scratch.exists() or list(scratch.iterdir()) == []
         if machine.running:
-            assert machine.domain.jobInfo()[0] == 0
-            assert {name: len(found) for name, found in bitmaps(machine).items()} == {"vm-a.qcow2": 1}
+            wanted = {"vm-a.qcow2": layers} if layers else {}
+            assert {name: len(found) for name, found in bitmaps(machine).items()} == wanted
+        elif not layers:
+            assert self.bitmaps() == []
 
     def assert_increment(self, answer: Answer, touched: dict[str, set[int]]) -> None:
         """Both disks were read by their trackers: not a byte more than was written since the point before."""
@@ -262,6 +261,30 @@ class World:
         self.truth = {run: truth for run, truth in self.truth.items() if run in kept}
         folders = {path.name for path in self.local.folder.glob("backupjobs/*/*-*-*/")} if directory else set()
         assert folders <= kept, "objects of restore points that are gone"
+
+
+def assert_nothing_left(machine: Machine, local: ForkedLocal, directory: Path, orphans: Collection[str]) -> None:
+    """Between runs: no file of ours in the folder of the disks but overlays that are in use, and those `orphans`; no
+    job, no checkpoint, no open intent, no server, scratch or temporary file."""
+    domain = parse_domain(machine.xml(inactive=not machine.running))
+    used = {layer.path for disk in domain.disks for layer in disk.layers if OVERLAY in layer.path}
+    files = {str(path) for path in directory.iterdir() if OVERLAY in path.name and path.is_file()}
+    assert files == used.union(orphans), "stray overlays"
+    assert machine.domain.listAllCheckpoints() == []
+    if machine.running:
+        assert machine.domain.jobInfo()[0] == 0, "a backup job goes on"
+        assert not any(machine.domain.blockJobInfo(disk.target) for disk in domain.disks), "a block job goes on"
+    journal = Journal(local.state)
+    try:
+        assert journal.open_intents() == []
+        assert {layer.file.path for layer in journal.layers(machine.uuid)} == files
+        trash = {str(path) for path in directory.glob(".raksha-trash/*")}
+        assert {each.path for each in journal.trash()} == trash
+    finally:
+        journal.close()
+    for folder in ("scratch", "spool"):
+        assert list(local.state.glob(f"{folder}/*")) == []
+    assert leftover_sockets(local.forker.pids) == []
 
 
 def leftover_sockets(pids: set[int]) -> list[Path]:
@@ -291,7 +314,7 @@ def world_on(bed: Bed, place: Path, engine: str = "overlay") -> Iterator[World]:
     local = ForkedLocal(bed.uri, bed.directory / "state", f"file://{place}/vault")
     try:
         guest = two_disks(bed)
-        world = World(bed, local, guest, place, ("--job", "daily", "--engine", engine), engine)
+        world = World(bed, local, guest, place, ("--job", "daily", "--engine", engine), engine=engine)
         world.definition = guest.machine.xml(inactive=True)
         yield world
         local.good("release", guest.uuid)  # no fence may keep the disks from being removed

@@ -17,6 +17,7 @@ import pytest
 
 from tests.bed import Bed
 from tests.functional.crash_kit import Point, World, sample, wanted_sample, world_on
+from tests.functional.crash_names import must_pass
 from tests.functional.local_kit import Answer
 
 pytestmark = [pytest.mark.bed, pytest.mark.timeout(4 * 3600)]
@@ -35,11 +36,19 @@ both_engines = pytest.mark.parametrize("world", ["overlay", "pull"], indirect=Tr
 
 
 def walk(
-    world: World, arrange: Callable[[], None], command: Callable[[], tuple[str, ...]], settle: Callable[[int], None]
+    name: str,
+    world: World,
+    arrange: Callable[[], None],
+    command: Callable[[], tuple[str, ...]],
+    settle: Callable[[int], None],
 ) -> None:
-    """Every point of a command (or a sample of them): `arrange`, die there, `settle`. Ends with the first failure."""
+    """Every point of a command (or a sample of them): `arrange`, die there, `settle`. Ends with the first failure.
+
+    `name`: as crash_names.py calls it.
+    """
     arrange()
     points = world.traced(*command())
+    assert must_pass(name, world.engine) <= {point.name for point in points}
     settle(0)
     chosen = sample(points, wanted_sample(SAMPLE))
     missed, began = [], time.monotonic()
@@ -87,7 +96,9 @@ def backup_settles(world: World, *, tracked: bool = True) -> Callable[[int], Non
 @both_engines
 def test_an_increment(world: World) -> None:
     world.backup()
-    walk(world, world.writes, lambda: ("backup", world.guest.uuid, *world.options), backup_settles(world))
+    walk(
+        "an increment", world, world.writes, lambda: ("backup", world.guest.uuid, *world.options), backup_settles(world)
+    )
 
 
 @both_engines
@@ -100,7 +111,13 @@ def test_after_a_failed_run(world: World) -> None:
         world.writes()
 
     world.backup()
-    walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), backup_settles(world))
+    walk(
+        "after a failed run",
+        world,
+        arrange,
+        lambda: ("backup", world.guest.uuid, *world.options),
+        backup_settles(world),
+    )
 
 
 @both_engines
@@ -130,7 +147,7 @@ def test_a_first_backup(world: World) -> None:
         world.assert_nothing_left()
         world.assert_right(answer.run)
 
-    walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
+    walk("a first backup", world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
 
 
 @pytest.mark.slow
@@ -157,9 +174,16 @@ def test_a_backup_of_a_vm_that_is_shut_off(world: World) -> None:
             world.prune()
 
     world.backup()
-    walk(world, arrange, lambda: ("backup", world.guest.uuid, *world.options), settle)
+    walk(
+        "a backup of a VM that is shut off",
+        world,
+        arrange,
+        lambda: ("backup", world.guest.uuid, *world.options),
+        settle,
+    )
 
 
+@both_engines
 @pytest.mark.parametrize("running", [True, False], ids=["running", "shut off"])
 def test_a_release(world: World, running: bool) -> None:
     """Afterwards: a release once more, or a backup instead, which finds a tracker where there still is one."""
@@ -184,8 +208,7 @@ def test_a_release(world: World, running: bool) -> None:
             world.local.good("release", world.guest.uuid)
             world.assert_nothing_left(layers=0)
             assert world.guest.machine.xml(inactive=True) == world.definition
-        # A merge that is under way is ended first: then that disk has no tracker any more.
-        tracked = {target for target, layers in world.overlays().items() if layers and not world.merging(target)}
+        tracked = world.tracked()
         answer = world.backup()
         assert answer.warnings == []
         modes = {target: how[1] for target, how in answer.how().items()}
@@ -198,7 +221,13 @@ def test_a_release(world: World, running: bool) -> None:
         if number % 8 == 7:
             world.prune()
 
-    walk(world, arrange, lambda: ("release", world.guest.uuid), settle)
+    walk(
+        "a release" if running else "a release of a VM that is shut off",
+        world,
+        arrange,
+        lambda: ("release", world.guest.uuid),
+        settle,
+    )
 
 
 def test_a_restored_vm(world: World) -> None:
@@ -222,7 +251,7 @@ def test_a_restored_vm(world: World) -> None:
         for path in files.values():
             path.unlink()
 
-    walk(world, lambda: None, lambda: command, settle)
+    walk("a restored VM", world, lambda: None, lambda: command, settle)
 
 
 def test_a_prune(world: World) -> None:
@@ -248,4 +277,4 @@ def test_a_prune(world: World) -> None:
         world.assert_increment(answer, touched)
         world.assert_right(answer.run)
 
-    walk(world, arrange, lambda: ("prune", "--keep-last", "1"), settle)
+    walk("a prune", world, arrange, lambda: ("prune", "--keep-last", "1"), settle)

@@ -12,16 +12,15 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-import libvirt
 import libvirt_qemu
 import pytest
 
 from raksha.virt.libvirt.processes import qemu_of
 from tests.bed import Bed, SessionHost, check_records
 from tests.functional.crash_kit import KILLED, OVERLAY, World, alive, wanted_sample, world_on
+from tests.functional.events import DEADLY, EVENTS, Events
 from tests.functional.local_kit import ATTENTION, Answer
 from tests.functional.overlay_kit import MIB
 
@@ -32,6 +31,11 @@ BACKUP = [
     "overlay.create", "libvirt.snapshotCreateXML", "libvirt.snapshotCreateXML.done", "vault.put.segment",
     "vault.put.run.json", "journal.run_durable", "libvirt.blockCommit", "libvirt.blockCommit.done", "trash.move",
 ]  # fmt: skip
+PULL = [
+    "libvirt.checkpointCreateXML", "libvirt.backupBegin", "libvirt.backupBegin.done", "libvirt.delete",
+    "vault.put.segment", "vault.put.run.json", "journal.run_durable", "libvirt.abortJob", "libvirt.abortJob.done",
+    "scratch.remove", "libvirt.delete:3",
+]  # fmt: skip
 RELEASE = ["libvirt.blockCommit", "libvirt.blockCommit.done", "libvirt.blockJobAbort", "libvirt.blockJobAbort.done"]
 #: seconds from the call into libvirt to the death of libvirtd
 DELAYS = [0.0, 0.005, 0.02, 0.05]
@@ -40,126 +44,25 @@ SAMPLE = 8
 
 
 @pytest.fixture
-def world(bed: Bed, tmp_path: Path) -> Iterator[World]:
-    with world_on(bed, tmp_path) as made:
+def world(bed: Bed, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    with world_on(bed, tmp_path, getattr(request, "param", "overlay")) as made:
         made.backup()
         made.writes()
         yield made
 
 
-class Events:
-    """What befalls a VM. Each leaves a guest that can be started, if it does not run."""
+class WorldEvents(Events):
+    """Of a world's VM, whose disks are known to the byte."""
 
     def __init__(self, world: World, host: SessionHost) -> None:
-        self.world, self.host = world, host
+        super().__init__(world.guest.machine, host, world.bed.directory)
+        self.world = world
 
-    @property
-    def domain(self) -> libvirt.virDomain:
-        return self.world.guest.machine.domain
-
-    def kill_qemu(self) -> None:
-        pid = int(next((self.host.directory / "r/libvirt/qemu/run").glob(f"{self.domain.name()}.pid")).read_text())
-        os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 20
-        while alive(pid) or self.domain.isActive():
-            assert time.monotonic() < deadline, "libvirt does not notice"
-            time.sleep(0.02)
-
-    def kill_libvirtd(self) -> None:
-        self.host.kill()
-        self.host.start()
-
-    def kill_both(self) -> None:
-        pid = int(next((self.host.directory / "r/libvirt/qemu/run").glob(f"{self.domain.name()}.pid")).read_text())
-        self.host.kill()
-        os.kill(pid, signal.SIGKILL)
-        self.host.start()
-
-    def restart_libvirtd(self) -> None:
-        self.host.stop()
-        self.host.start()
-
-    def destroy(self) -> None:
-        self.domain.destroy()
-
-    def destroy_and_start(self) -> None:
-        self.domain.destroy()
+    def _look_at_disks(self) -> None:
         self.world.assert_disks_hold()
-        self.domain.create()
 
-    def reset(self) -> None:
-        self.domain.reset()
-
-    def suspend_and_resume(self) -> None:
-        self.domain.suspend()
-        self.domain.resume()
-
-    def resize_a_disk(self) -> None:
-        with suppress(libvirt.libvirtError):  # not while a block job has the disk
-            self.domain.blockResize("vda", 5 * MIB, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
-            self.world.guest.model["vda"].extend(bytes(1 * MIB))
-
-    def detach_a_disk(self) -> None:
-        """From the definition; the guest, which has no operating system, would not let it go."""
-        self.detached = self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        disk = self.detached.partition("<target dev='vdb'")
-        begin, end = disk[0].rindex("<disk "), self.detached.index("</disk>", len(disk[0])) + len("</disk>")
-        self.domain.detachDeviceFlags(self.detached[begin:end], libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-        self.disk = self.detached[begin:end]
-
-    def foreign_snapshot(self) -> None:
-        place = self.world.bed.directory / "foreign.qcow2"
-        xml = f"""<domainsnapshot><disks><disk name='vda' snapshot='external'><source file='{place}'/></disk>
-            <disk name='vdb' snapshot='no'/></disks></domainsnapshot>"""
-        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
-        with suppress(libvirt.libvirtError):  # not while a block job has the disk
-            self.domain.snapshotCreateXML(xml, flags)
-
-    def repair(self) -> None:
-        """What the owner does afterwards."""
-        if hasattr(self, "disk") and "dev='vdb'" not in self.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
-            self._attach_again()
-        if (self.world.bed.directory / "foreign.qcow2").exists():
-            self._commit_foreign()
-
-    def _attach_again(self) -> None:
-        live = self.domain.XMLDesc() if self.domain.isActive() else self.detached
-        part = live.partition("<target dev='vdb'")[0]
-        source = part[part.rindex("<disk ") :].split("<source file='")[1].split("'")[0]
-        old = self.disk.split("<source file='")[1].split("'")[0]
-        self.domain.attachDeviceFlags(self._now(old, source), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-
-    def _now(self, old: str, source: str) -> str:
-        """The disk as the running VM has it; libvirt reads what is below from the headers."""
-        head, _, tail = self.disk.replace(old, source, 1).partition("<backingStore")
-        kind = "qcow2" if source.endswith(".qcow2") else "raw"
-        text = f"{head}<target{tail.rpartition('<target')[2]}" if tail else head
-        return text.replace("type='raw'", f"type='{kind}'").replace("type='qcow2'", f"type='{kind}'")
-
-    def _commit_foreign(self) -> None:
-        domain = self.domain
-        was_running = domain.isActive()
-        if not was_running:
-            domain.create()
-        below = self.world.guest.sources()["vda"][1]
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE
-        domain.blockCommit("vda", below, None, 0, flags)
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
-                break
-            except libvirt.libvirtError as error:
-                # it may have copied everything and not be ready yet
-                assert error.get_error_code() == libvirt.VIR_ERR_BLOCK_COPY_ACTIVE, error
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-        (self.world.bed.directory / "foreign.qcow2").unlink()
-
-
-#: after these there is another QEMU, or none
-DEADLY = ("kill_qemu", "kill_both", "destroy", "destroy_and_start")
-EVENTS = [name for name in vars(Events) if not name.startswith("_") and name not in ("domain", "repair")]
+    def _resized(self) -> None:
+        self.world.guest.model["vda"].extend(bytes(1 * MIB))
 
 
 def stopped_at(world: World, point: str, event: Callable[[], None], delay: float | None, *command: str) -> Answer:
@@ -204,7 +107,9 @@ def settles(world: World, events: Events, answer: Answer) -> None:
     following = world.backup()
     assert_right_and_clean(world, following)
     again = world.backup()
-    assert all(disk["mode"] == "delta" for disk in again.disks().values()), again.how()
+    untracked = {"vdb"} if world.engine == "pull" else set()  # a raw file can have no bitmap
+    modes = {target: disk["mode"] for target, disk in again.disks().items()}
+    assert modes == {target: "compare" if target in untracked else "delta" for target in modes}, again.how()
     assert_right_and_clean(world, again)
     world.restart()
 
@@ -248,10 +153,15 @@ def chosen(points: list[str], count: int) -> list[tuple[str, str]]:
     return [(points[number % len(points)], EVENTS[number % len(EVENTS)]) for number in range(max(count, len(EVENTS)))]
 
 
+#: of the engine `pull`, half of them where there is a choice
+DURING = [("overlay", *pair) for pair in chosen(BACKUP, wanted_sample(SAMPLE))]
+DURING += [("pull", *pair) for pair in chosen(PULL, wanted_sample(SAMPLE))[:: 2 if wanted_sample(SAMPLE) else 1]]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "event"), chosen(BACKUP, wanted_sample(SAMPLE)))
+@pytest.mark.parametrize(("world", "point", "event"), DURING, indirect=["world"])
 def test_during_a_backup(session_host: SessionHost, world: World, point: str, event: str) -> None:
-    events = Events(world, session_host)
+    events = WorldEvents(world, session_host)
     command = ("backup", world.guest.uuid, *world.options)
     answer = stopped_at(world, point, getattr(events, event), None, *command)
     settles(world, events, answer)
@@ -260,7 +170,7 @@ def test_during_a_backup(session_host: SessionHost, world: World, point: str, ev
 @pytest.mark.slow
 @pytest.mark.parametrize(("point", "event"), chosen(RELEASE, wanted_sample(3))[: wanted_sample(3) or None])
 def test_during_a_release(session_host: SessionHost, world: World, point: str, event: str) -> None:
-    events = Events(world, session_host)
+    events = WorldEvents(world, session_host)
     world.pivoted_and_died = point == "libvirt.blockJobAbort.done" and event in DEADLY
     answer = stopped_at(world, point, getattr(events, event), None, "release", world.guest.uuid)
     settles(world, events, answer)
@@ -274,7 +184,7 @@ def test_libvirtd_dies_inside_a_block_job(
     session_host: SessionHost, world: World, command: str, point: str, delay: float
 ) -> None:
     """A moment after the call was made: before, in the middle of it, or after it."""
-    events = Events(world, session_host)
+    events = WorldEvents(world, session_host)
     options = world.options if command == "backup" else ()
     answer = stopped_at(world, point, events.kill_libvirtd, delay, command, world.guest.uuid, *options)
     settles(world, events, answer)
@@ -283,7 +193,7 @@ def test_libvirtd_dies_inside_a_block_job(
 def test_libvirtd_dies_when_qemu_has_opened_an_overlay(session_host: SessionHost, world: World) -> None:
     """libvirt has QEMU open the overlays one by one before it takes the snapshot. If it dies in between, nobody has
     them closed any more, and a new libvirtd gives their names a second time."""
-    events, domain = Events(world, session_host), world.guest.machine.domain
+    events, domain = WorldEvents(world, session_host), world.guest.machine.domain
     number = 1 + max(int(each) for each in re.findall(r"index='(\d+)'", world.guest.machine.xml()))
     opened: list[Path] = []
 
@@ -366,7 +276,7 @@ def own_files(world: World) -> dict[str, bytes]:
 
 def test_a_merge_that_never_came_to_disk(session_host: SessionHost, world: World) -> None:
     """The run itself puts the layer back, so that the owner's next start has everything."""
-    events, owns = Events(world, session_host), own_files(world)
+    events, owns = WorldEvents(world, session_host), own_files(world)
     command = ("backup", world.guest.uuid, *world.options)
     answer = stopped_at(world, "libvirt.blockCommit.done", lambda: tear_the_merge(world, events, owns), None, *command)
     assert answer.code == 0, "the restore point was durable before"
@@ -376,7 +286,7 @@ def test_a_merge_that_never_came_to_disk(session_host: SessionHost, world: World
 
 def test_a_torn_merge_below_a_vm_that_was_started(session_host: SessionHost, world: World) -> None:
     """Nobody of us was there: the VM runs without what the layer holds. Nothing is made worse, and a stop mends it."""
-    events, owns = Events(world, session_host), own_files(world)
+    events, owns = WorldEvents(world, session_host), own_files(world)
     world.begun = world.guest.frozen_model()
     crash = {"RAKSHA_CRASH_AT": "libvirt.blockCommit.done"}
     answer = world.local.during(lambda _: None, crash, "backup", world.guest.uuid, *world.options, "--json")

@@ -1,8 +1,8 @@
-"""A vault that lies, breaks off, refuses or is full, at every kind of request of a backup: a real Swift behind a proxy
-that spoils it.
+"""A vault that lies, breaks off, refuses or is full, at every kind of request of a backup, a restore, a verification
+and a prune: a real Swift behind a proxy that spoils it.
 
-However the backup ends, it ends with its result or an error that has a name; readers see whole points only; and the
-next backup, with the vault well again, is right and leaves nothing over.
+However the command ends, it ends with its result or an error that has a name; readers see whole points only, and get
+the right bytes or none; and the next command, with the vault well again, is right and leaves nothing over.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def world(bed: Bed, swift: SwiftBed, proxy: FaultyProxy, tmp_path: Path) -> Iter
     with world_on(bed, tmp_path) as made:
         made.local.vault = f"swift://t{uuid4().hex[:8]}"
         made.local.environment = {**swift.env, "ST_AUTH": f"http://127.0.0.1:{proxy.port}/auth/v1.0"}
-        made.options = (*made.options, "--config", str(configuration))
+        made.configured = ("--config", str(configuration))
+        made.options = (*made.options, *made.configured)
         made.backup()
         yield made
 
@@ -69,16 +70,18 @@ def of_kind(wanted: str) -> Callable[[str, str], bool]:
     return lambda method, path: kind(method, path) == wanted
 
 
-def kinds_of_a_backup(world: World, proxy: FaultyProxy) -> list[str]:
+def kinds(proxy: FaultyProxy, command: Callable[[], object]) -> list[str]:
+    """Of the requests that a command makes, each once."""
     proxy.seen.clear()
-    world.writes()
-    world.backup()
+    command()
     return list(dict.fromkeys(kind(*request) for request in proxy.seen))
 
 
 def assert_named(answer: Answer) -> None:
-    """A result; or an error of the vault that says so."""
-    if answer.code:
+    """A result; or an error of the vault that says so, or what a verification found."""
+    if answer.code == DAMAGED and "findings" in answer.json:
+        assert answer.json["findings"]
+    elif answer.code:
         assert answer.code in (VAULT, DAMAGED, 3, 4), answer
         assert answer.error not in ("error", "host_failed"), answer
         assert "Traceback" not in answer.err, answer
@@ -98,20 +101,23 @@ def after(world: World, proxy: FaultyProxy, *, restore: bool = True) -> None:
         assert world.restored(answer.run) == world.truth[answer.run]
 
 
-def pairs(kinds: list[str], count: int) -> list[tuple[str, str]]:
-    every = [(each, what) for each in kinds for what in ONCE]
+def pairs(found: list[str], *always: tuple[str, str]) -> list[tuple[str, str]]:
+    """Of every kind of request and every fault; or a sample, spread over both, and those that are wanted `always`."""
+    count = wanted_sample(SAMPLE)
     if not count:
-        return every
-    # every kind and every fault comes up
-    return [(kinds[n % len(kinds)], ONCE[(n + n // len(kinds)) % len(ONCE)]) for n in range(count)]
+        return [(each, what) for each in found for what in ONCE]
+    spread = [(found[n * len(found) // count % len(found)], ONCE[n * len(ONCE) // count % len(ONCE)])
+              for n in range(count)]  # fmt: skip
+    return list(dict.fromkeys([*always, *spread]))
 
 
 def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
-    kinds = kinds_of_a_backup(world, proxy)
+    world.writes()
+    found = kinds(proxy, world.backup)
     assert {"PUT segment", "PUT BackupMap", "PUT Backup", "PUT BackupMetadata", "GET BackupMetadata", "PUT VMMetadata",
-            "PUT epoch", "PUT run.json", "GET vault.json", "GET listing", "GET login"} <= set(kinds)  # fmt: skip
+            "PUT epoch", "PUT run.json", "GET vault.json", "GET listing", "GET login"} <= set(found)  # fmt: skip
     survived = 0
-    for number, (request, what) in enumerate(chosen := pairs(kinds, wanted_sample(SAMPLE))):
+    for number, (request, what) in enumerate(chosen := pairs(found)):
         world.writes()
         fault = proxy.fault = Fault(what, of_kind(request))
         try:
@@ -119,8 +125,7 @@ def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
             assert fault.happened == 1
             assert_named(answer)
             survived += answer.code == 0
-            if what in ("500", "503", "429", "dropped", "slow") or (what == "401" and request != "GET login"):
-                assert answer.code == 0, f"worth another attempt: {answer}"
+            assert_tried_again(answer, request, what)
             after(world, proxy, restore=number % 4 == 3)
         except BaseException as error:
             error.add_note(f"{what} at {request}, which is {number + 1} of {len(chosen)}")
@@ -128,7 +133,93 @@ def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
         if number % 10 == 9:
             world.prune(keep=2)
     world.assert_vault_whole()
-    print(f"{len(kinds)} kinds of requests, {len(chosen)} faults, {survived} of them without consequence")
+    print(f"{len(found)} kinds of requests, {len(chosen)} faults, {survived} of them without consequence")
+
+
+def test_every_request_of_a_reader_may_fail_once(world: World, proxy: FaultyProxy, tmp_path: Path) -> None:
+    """Restores and verifications: the right bytes, or none at all; what was found is not found a second time."""
+    world.writes()
+    run = world.backup().run
+    into = tmp_path / "restored"
+    into.mkdir()
+    restore = ("restore", run, "--vm", world.guest.uuid, "--into", str(into), "--format", "raw", *world.configured)
+
+    def restored() -> dict[str, bytes]:
+        content = {path.stem.rpartition("-")[2]: path.read_bytes() for path in into.iterdir()}
+        for path in into.iterdir():
+            path.unlink()
+        return content
+
+    for command in (restore, ("verify", "--data", *world.configured)):
+        found = kinds(proxy, lambda words=command: world.local.good(*words))
+        assert {"GET segment", "GET BackupMap", "GET BackupMetadata", "GET run.json", "GET login"} <= set(found)
+        restored()
+        for request, what in pairs(found, ("GET segment", "flipped")):
+            fault = proxy.fault = Fault(what, of_kind(request))
+            try:
+                answer = world.local(*command)
+                assert fault.happened == 1
+                assert_named(answer)
+                assert_tried_again(answer, request, what)
+                if command is restore:
+                    assert restored() == (world.truth[run] if answer.code == 0 else {})
+                proxy.fault = None
+                world.local.good(*command)
+                if command is restore:
+                    assert restored() == world.truth[run]
+            except BaseException as error:
+                error.add_note(f"{what} at {request} of {command[0]}")
+                raise
+
+
+@pytest.mark.slow
+def test_every_request_of_a_prune_may_fail_once(world: World, proxy: FaultyProxy) -> None:
+    """What is listed afterwards is whole, and the next one takes the rest away."""
+    prune = ("prune", "--keep-last", "1", *world.configured)
+
+    def arrange() -> str:
+        while len(world.truth) < 2:
+            world.writes()
+            world.backup()
+        return max(world.truth, key=list(world.truth).index)
+
+    def forget_what_went(newest: str) -> None:
+        listed = world.local.runs()
+        assert newest in listed and set(listed) <= set(world.truth)
+        world.truth = {run: truth for run, truth in world.truth.items() if run in listed}
+        world.assert_vault_whole()
+
+    newest = arrange()
+    found = kinds(proxy, lambda: world.local.good(*prune))
+    assert {"DELETE segment", "DELETE run.json", "DELETE BackupMetadata", "DELETE BackupMap", "DELETE Backup",
+            "DELETE VMMetadata", "PUT run.json", "PUT BackupMap", "GET listing"} <= set(found)  # fmt: skip
+    forget_what_went(newest)
+    for number, (request, what) in enumerate(pairs(found, ("DELETE segment", "unheard"), ("DELETE run.json", "404"))):
+        newest = arrange()
+        fault = proxy.fault = Fault(what, of_kind(request))
+        try:
+            answer = world.local(*prune)
+            assert fault.happened == 1
+            assert_named(answer)
+            assert_tried_again(answer, request, what)
+            proxy.fault = None
+            forget_what_went(newest)
+            if number % 4 == 3:
+                world.local.good(*prune)
+                forget_what_went(newest)
+                assert set(world.truth) == {newest}
+                assert world.restored(newest) == world.truth[newest]
+        except BaseException as error:
+            error.add_note(f"{what} at {request}")
+            raise
+    after(world, proxy)
+
+
+def assert_tried_again(answer: Answer, request: str, what: str) -> None:
+    if what == "404" and request.startswith("DELETE "):
+        assert answer.code == 0, f"it was still there: {answer}"
+    if what in ("500", "503", "429", "dropped", "slow") or (what == "401" and request != "GET login"):
+        assert answer.code == 0, f"worth another attempt: {answer}"
 
 
 #: what goes on failing, and how that is told

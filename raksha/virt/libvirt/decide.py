@@ -282,7 +282,9 @@ def _place(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> tuple
             if layer.state is not LayerState.ORPHAN
             else (None, None)
         )
-    note = f"disk {layer.target} was started below {path}; what the VM wrote into that file since is only there"
+    attached = any(disk.target == layer.target for disk in seen.disks)
+    how = f"was started below {path}" if attached else f"was taken out of the VM without {path} being merged"
+    note = f"disk {layer.target} {how}; what the VM wrote into that file since is only there"
     return (None if layer.state is LayerState.ORPHAN else Action(Do.ORPHAN, layer.target, (path,))), note
 
 
