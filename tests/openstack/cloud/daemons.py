@@ -121,8 +121,9 @@ def uwsgi(name: str, port: int, module: str, *options: str, processes: int = 2, 
             "--processes", str(processes), "--enable-threads", "--threads", "4", "--lazy-apps", "--buffer-size",
             "65535",
             "--die-on-term", "--no-orphans", "--need-app", "--thunder-lock", "--add-header", "Connection: close",
-            # Glance takes uploads of unknown length
-            "--http-chunked-input", "--http-raw-body", *options,
+            # Glance takes uploads of unknown length, in pieces that need not come at once
+            "--http-chunked-input", "--http-raw-body", "--chunked-input-limit", str(64 << 20),
+            "--chunked-input-timeout", "60", *options,
         ],
         **variables,
     )  # fmt: skip
