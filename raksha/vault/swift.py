@@ -217,8 +217,20 @@ class SwiftStore:
         try:
             return self._ask(call, container)
         except ObjectMissing:
-            # no container, so no names
+            self._assert_no_container(container)
             return []
+
+    def _assert_no_container(self, container: str) -> None:
+        """A vault whose listing is said not to be there would seem to be empty, and whole."""
+
+        def call(url: str, token: str, conn: HttpConn) -> object:
+            return client.head_container(url, token, self._prefix + container, conn)
+
+        try:
+            self._ask(call, container)
+        except ObjectMissing:
+            return
+        raise VaultUnavailable(url=self.url, detail=f"the container {container} is there, and its listing was not")
 
     # -- manifests ------------------------------------------------------------------------------
 

@@ -179,6 +179,22 @@ def test_a_listing_that_was_changed_on_the_way(swift_place: SwiftPlace, body: by
         assert told.value.retryable
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_listing_that_is_not_there_of_a_container_that_is(swift_place: SwiftPlace, there: bool) -> None:
+    """Believed, it would make a vault of many restore points an empty one, in which nothing is wrong."""
+
+    def answer(method: str, *_: object) -> tuple[int, dict[str, str], bytes]:
+        return (204 if there and method == "HEAD" else 404), {}, b""
+
+    with serving(answer) as (url, _):
+        store = swift_place.open(credentials=TokenCredentials(storage_url=f"{url}/v1/AUTH_a", token="user"))
+        if not there:
+            assert list(store.names(SEGMENTS)) == []
+            return
+        with pytest.raises(VaultUnavailable, match="listing"):
+            list(store.names(SEGMENTS))
+
+
 def test_the_service_s_token_goes_with_every_request(swift_place: SwiftPlace) -> None:
     with serving(lambda *_: (404, {}, b"")) as (url, seen):
         given = TokenCredentials(storage_url=f"{url}/v1/SERVICE_a", token="user", service_token="service")
