@@ -82,10 +82,12 @@ def check_group(deployment: Deployment, run_id: str) -> None:
     told = [(member.vm_id, member.state, member.frozen_at, member.captured_at, member.thawed_at) for member in members]
     assert len(members) == len(deployment.hosts) and run.group_consistent is True, told
     assert 0 <= run.skew_seconds < 2, told
+    # Each time is told with the best estimate of the database's clock at that moment: the first after the start of an
+    # agent may be off by half of a slow answer. The exact order is in test_agent_groups.py.
+    slack = SECOND // 2
     for member in members:
         assert member.state == MemberState.THAWED, told
-        assert member.frozen_at < member.captured_at < member.thawed_at, told
-    slack = round(2 * SECOND * max(member.clock_error_seconds for member in members))
+        assert member.frozen_at < member.captured_at + slack and member.captured_at < member.thawed_at + slack, told
     first, last = (each(member.captured_at for member in members) for each in (min, max))
     assert max(member.frozen_at for member in members) < first + slack, told
     assert last < min(member.thawed_at for member in members) + slack, told
