@@ -36,7 +36,7 @@ cloud-up: ## bring up a real OpenStack on this machine: packages 5 min once, the
 cloud-down: ## end it; WIPE=1 removes its data too
 	.venv/bin/python -m tests.openstack.cloud down $(if $(WIPE),--wipe)
 
-crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (an hour or two)
+crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (hours)
 	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -n 1 -s -k "crash_walk or crash_frozen or kills or vault_faults"
 
 soak: ## random events and the oracle after each: make soak SECONDS=600 SEED=1

@@ -278,8 +278,8 @@ class CloudRestore:
 
     def _built(self, order: NewServer, undo: ExitStack) -> str:
         server = self._servers.create(order, self._mark)
-        self._tell({"kind": "server", "id": server, "name": order.name})
         try:
+            self._tell({"kind": "server", "id": server, "name": order.name})
             self._servers.wait_until_built(server, self._work.check)
         except BaseException:
             # before the volumes that it has
