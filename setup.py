@@ -34,7 +34,7 @@ SERVICE = [
 #: the API's users and projects from an OpenStack cloud
 KEYSTONE = ["keystonemiddleware>=10", "python-memcached>=1.62"]
 #: servers and volumes of that cloud
-OPENSTACK = ["python-novaclient>=18", "python-cinderclient>=9", "keystoneauth1>=5.8"]
+OPENSTACK = ["python-novaclient>=18", "python-cinderclient>=9", "keystoneauth1>=5.8", "os-brick>=6.9"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
     *POSTGRESQL,

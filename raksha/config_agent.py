@@ -39,6 +39,10 @@ class AgentSettings(Struct, frozen=True):
     drain_timeout: float = 60.0
     #: restores write below these and nowhere else; the first is where they write if nobody says
     restore_dirs: tuple[Path, ...] = ()
+    #: restores write volumes of Cinder on this host where it can attach them, not by way of images
+    attach_volumes: bool = True
+    #: keep a snapshot of each volume that is taken from storage, where its storage can tell what has changed since
+    storage_differences: bool = False
     #: of Prometheus; port 0: none
     metrics_address: str = "127.0.0.1"
     metrics_port: int = 0
@@ -69,6 +73,14 @@ OPTIONS = [
     cfg.ListOpt("restore_dirs", default=[],
                 help="Directories below which restores may write, with commas between them; the first is where they "
                 "write if nobody says. QEMU must be able to get there. Unset: restores in the state directory."),
+    cfg.BoolOpt("attach_volumes", default=_DEFAULTS.attach_volumes,
+                help="Restores write volumes of Cinder on this host, attached by os-brick, where that is possible: for "
+                "root, with os-brick, and what the storage needs (keyrings of Ceph in /etc/ceph, mount.nfs, ...). "
+                "Otherwise new volumes are filled from images, and others are not written over."),
+    cfg.BoolOpt("storage_differences", default=_DEFAULTS.storage_differences,
+                help="Of volumes taken from storage: keep a snapshot of each between the runs of a job, so that "
+                "Ceph tells what has changed since, and not all of the volume is read each time. Its owner cannot "
+                "delete a volume with a snapshot, and the snapshot counts against the project's quota."),
     cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,
                help="Address of the metrics for Prometheus: http://ADDRESS:PORT/metrics."),
     cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics; 0: none."),

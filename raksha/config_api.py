@@ -69,6 +69,8 @@ class ApiSettings(Struct, frozen=True):
     keep_failed: float = 30 * 86400.0
     #: whose VMs are those that belong to no project; empty: nobody's
     unowned_vms_project: str = ""
+    #: where there is a Nova: whether VMs that it does not have are a project's because agents say so
+    libvirt_vms: bool = False
 
 
 _API, _LIMITS = ApiSettings(), Limits()

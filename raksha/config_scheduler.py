@@ -37,6 +37,8 @@ class SchedulerSettings(Struct, frozen=True):
     max_stored_bytes: int = -1
     #: whose VMs are those that belong to no project; empty: nobody's
     unowned_vms_project: str = ""
+    #: where there is a Nova: whether projects may protect VMs that it does not have, as definitions say whose they are
+    libvirt_vms: bool = False
     #: a run waits for an agent of its VMs, for a vault, for VMs to select, for room in its project; then it has failed
     max_wait: float = 6 * 3600.0
     #: a run that has waited for slots for so long gets the next ones: none overtakes it any more
@@ -100,6 +102,9 @@ OPTIONS = [
                "vault service."),
     cfg.StrOpt("unowned_vms_project", default="",
                help="The project whose jobs may protect VMs that belong to no project. Unset: none."),
+    cfg.BoolOpt("libvirt_vms", default=_DEFAULTS.libvirt_vms,
+                help="In a cloud with Nova: whether projects may also protect VMs that Nova does not have, where an "
+                "agent sees the project in their definition. Whose those are, a hypervisor alone says."),
     cfg.FloatOpt("max_wait", default=_DEFAULTS.max_wait, min=0,
                  help="Seconds that a run waits for an agent of its VMs, a vault, or room before it has failed."),
     cfg.FloatOpt("max_overtaken", default=_DEFAULTS.max_overtaken, min=0,

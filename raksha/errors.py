@@ -401,7 +401,8 @@ class StaleMirror(NeedsAttention):
     message = "Disk {disk} of VM {vm} has the remains of a block job that is no more; libvirt may not know its file."
     hint = (
         "The VM runs on, but nothing can be done to this disk until it is powered off and started again (a reboot "
-        "inside is not enough). Before that compare `virsh dumpxml {vm}` with the files that QEMU has open: {files}."
+        "inside is not enough). Before that let its definition name the file that the guest writes to, or what was "
+        "written since is lost: see `stale_mirror` in docs/operations.md. QEMU has open: {files}."
     )
 
 
@@ -525,6 +526,43 @@ class CloudUnavailable(RakshaError):
     message = "The service {service} of the cloud did not do what it was asked: {detail}."
     hint = "Try again; if it stays so, its operator must look."
     retryable = True
+
+
+class VolumeNotAttachable(Refused):
+    code = "volume_not_attachable"
+    message = "Volume {volume} cannot be attached to the host of this agent: {detail}."
+    hint = "Another host may be able to; without that its data goes through an image."
+
+
+class VolumeInUse(Refused):
+    code = "volume_in_use"
+    message = "Volume {volume} is in use, and nobody has said that it may be captured all the same."
+    hint = "Say `force`: its snapshot is what a power cut would leave."
+
+
+class VolumeUnsupported(Refused):
+    code = "volume_unsupported"
+    message = "Volume {volume} cannot be captured: {detail}."
+
+
+class VolumeBusy(Refused):
+    code = "volume_busy"
+    message = "Volume {volume} cannot be captured while it is {status}."
+    hint = "Try again when it is available or in use."
+    retryable = True
+
+
+class StorageUnusable(RakshaError):
+    code = "storage_unusable"
+    message = "Volume {volume} could not be reached from this host: {detail}."
+    hint = "The agent's host needs what Nova's hosts need for volumes of this kind."
+    retryable = True
+
+
+class VolumeHeld(NeedsAttention):
+    code = "volume_held"
+    message = "Volume {volume} is half-written, and attached to host {host} still, whose agent may be writing to it."
+    hint = "When that agent is there again, or surely gone, delete the volume's attachment, and run the restore again."
 
 
 class TooManyServers(Refused):

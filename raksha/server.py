@@ -7,6 +7,7 @@ neither passwords nor user data are part of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from msgspec import Struct
@@ -27,6 +28,25 @@ def building(properties: Mapping[str, Any]) -> dict[str, str]:
         for key, value in properties.items()
         if key.startswith(_BUILDS) and not key.startswith(_GLANCE_OWN)
     }
+
+
+class Own(StrEnum):
+    """Disks that Nova makes anew with each server, besides the one that it boots from."""
+
+    #: what a guest had on it is its owner's data all the same
+    EPHEMERAL = "ephemeral"
+    SWAP = "swap"
+    CONFIG_DRIVE = "config drive"
+
+
+def own_disk(source: str) -> Own | None:
+    """What Nova made a disk as. `source`: path or name of its image (`…/disk.swap`, in Ceph `POOL/ID_disk.swap`)."""
+    name = source.rpartition("/")[2].rpartition("_")[2]
+    if name == "disk.swap":
+        return Own.SWAP
+    if name == "disk.config":
+        return Own.CONFIG_DRIVE
+    return Own.EPHEMERAL if name == "disk.local" or name.startswith("disk.eph") else None
 
 
 class Flavor(Struct, frozen=True, kw_only=True):
@@ -83,6 +103,11 @@ class AttachedVolume(Struct, frozen=True, kw_only=True):
     #: of the image that it was made from
     image_metadata: dict[str, str] = {}
 
+    @property
+    def target(self) -> str | None:
+        """As the hypervisor calls the disk; None: it is attached to nothing."""
+        return self.device.rpartition("/")[2] if self.device else None
+
 
 class Server(Struct, frozen=True, kw_only=True):
     id: str
@@ -112,6 +137,10 @@ class Server(Struct, frozen=True, kw_only=True):
         """The volume that a disk of the definition is, by the disk's serial number, which is the volume's id."""
         return next((volume for volume in self.volumes if volume.id == serial), None)
 
+    def volume_at(self, target: str) -> AttachedVolume | None:
+        """The volume that the hypervisor calls so: `vdb` is the one at /dev/vdb."""
+        return next((volume for volume in self.volumes if volume.target == target), None)
+
 
 class Needs(Struct, frozen=True, kw_only=True):
     """What the restore of a VM needs of a cloud. Of a new server: what was asked for, else what the old one had."""
@@ -121,6 +150,8 @@ class Needs(Struct, frozen=True, kw_only=True):
     server: bool
     flavor: str | None = None
     networks: tuple[str, ...] | None = None
+    #: network and address of each network card that is to have a certain one
+    addresses: tuple[tuple[str, str], ...] = ()
     key_name: str | None = None
     #: GiB and type (None: the cloud's default) of each volume
     volumes: tuple[tuple[int, str | None], ...] = ()

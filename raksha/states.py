@@ -50,6 +50,17 @@ class Reason(StrEnum):
     BACKING_CHANGED = "backing_chain_changed"
 
 
+class Source(StrEnum):
+    """Where the disks of a member of a job are taken from."""
+
+    #: from the hypervisor that runs the VM
+    HYPERVISOR = "hypervisor"
+    #: from the storage, by any agent: of a server its volumes
+    STORAGE = "storage"
+    #: the same, of one volume that the job names itself: it stands in the place of a VM, with one disk
+    VOLUME = "volume"
+
+
 class Quiesce(StrEnum):
     """Whether the guest agent freezes the file systems around the snapshot."""
 

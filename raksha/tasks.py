@@ -31,9 +31,10 @@ from msgspec import Struct
 
 from raksha.errors import BusUnavailable, CommitUnknown, DatabaseBusy, DatabaseUnavailable
 from raksha.rpc import Nothing, Verb
-from raksha.states import BarrierState, MemberState, Quiesce, Reason, ServiceState, TaskKind, TaskState
+from raksha.states import BarrierState, MemberState, Quiesce, Reason, ServiceState, Source, TaskKind, TaskState
 from raksha.types import ResourceKey
 from raksha.vault.metadata import BackupMetadata, VMMetadata, VmSummary
+from raksha.vault.recorded import RecordedCopy
 from raksha.virt.capture import BaseImage
 
 #: of restores: targets that the cloud makes; the others are files and VMs of a host
@@ -152,6 +153,10 @@ class BackupOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     exclude: tuple[str, ...] = ()
     quiesce: Quiesce = Quiesce.AUTO
     engine: str = "auto"
+    #: unless it is HYPERVISOR, any agent may have it, and `engine`, `quiesce` and `group` say nothing
+    source: Source = Source.HYPERVISOR
+    #: a volume may be in use by a server
+    force: bool = False
     #: read and store everything, whatever is there
     full: bool = False
     #: per disk the newest copy of this job, on which an increment builds
@@ -162,6 +167,8 @@ class BackupOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     history: tuple[Copy, ...] = ()
     #: copies of disks on the same base images: a full copy may share their segments
     clones: tuple[Copy, ...] = ()
+    #: of all these and what they build on: what the database knows counts before what the vault says
+    recorded: tuple[RecordedCopy, ...] = ()
     #: the consistency group; None: it freezes by itself
     group: str | None = None
     #: where the group fails, capture it all the same, by itself (its job says `degrade`); else the task fails
@@ -192,6 +199,11 @@ class RestoreOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     disks: tuple[str, ...] = ()
     #: kind (`domain`, `files`, `in_place`, or one of `CLOUD_KINDS`) and what that kind needs
     target: dict[str, Any]
+    #: all copies that it reads, as the database knows them; no others are read. None: it is a scheduler's that does not
+    #: tell yet
+    recorded: tuple[RecordedCopy, ...] | None = None
+    #: of the VMMetadata; None: the point is older than this was noted
+    machine_digest: str | None = None
 
 
 class VerifyOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="verify"):
@@ -291,7 +303,8 @@ class Report(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     #: what it does now, in a word or two
     step: str
     disks: tuple[DiskProgress, ...] = ()
-    #: of a restore: what it is about to make or write to, said before it does
+    #: of a restore: what it is about to make or write to; of a backup from storage, and of its end: what it has in the
+    #: cloud for the time being (`raksha/scheduler/temporary.py`). Said before it is made
     made: tuple[dict[str, Any], ...] = ()
 
 

@@ -10,6 +10,8 @@
 
 Any error before that: the capture is abandoned, its layers stay, the next run stores the union. What a process that was
 killed left behind, recovery has put right before this begins, so a task that is claimed again is simply done again.
+
+What is to be taken from storage goes another way: `storage_backup`.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ from raksha.agent.host import Host
 from raksha.agent.storing import Storing
 from raksha.agent.work import End, Work
 from raksha.backup.documents import machine_document, vm_summary
-from raksha.errors import CloudRefused, CloudUnavailable, GroupFailed
+from raksha.errors import CloudRefused, CloudUnavailable, GroupFailed, HostFailed
 from raksha.journal import HostRunState
 from raksha.server import Server
+from raksha.states import Source
 from raksha.tasks import BackupOrder, Stored
 from raksha.vault.catalog import Catalog
 from raksha.virt.capture import Capture
@@ -48,6 +51,8 @@ class BackupTask:
         """Raises everything in `raksha.errors`; then the capture is abandoned."""
         order, journal = self._order, self._host.journal
         self._make_way()
+        if order.source is not Source.HYPERVISOR:
+            return self._from_storage()
         access = self._work.claimed.vault
         journal.run_begin(
             order.backupjobrun, access.vault_uuid if access else "", order.backupjob, self._work.claimed.claim
@@ -63,6 +68,14 @@ class BackupTask:
             cancelled = self._work.why is End.CANCELLED
             journal.run_ended(order.backupjobrun, HostRunState.CANCELLED if cancelled else HostRunState.FAILED)
             raise
+
+    def _from_storage(self) -> Stored:
+        try:
+            # only where there is a cloud: it takes a second to import
+            from raksha.agent.storage_backup import StorageBackup
+        except ImportError as error:
+            raise HostFailed(detail=f"the package {error.name} is not installed") from error
+        return StorageBackup(self._host, self._work, self._order)()
 
     def _make_way(self) -> None:
         """A capture of an earlier run that nobody has settled: it is over, or there would be no other one."""

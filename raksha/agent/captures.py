@@ -18,28 +18,32 @@ class OpenCapture(Struct, frozen=True):
     backupjobrun: str
     vm: str
     capture: Capture
-    #: whose connection it uses
-    engine: LibvirtEngines
+    #: whose connection it uses; None: it is of no hypervisor
+    engine: LibvirtEngines | None
 
     def finish(self) -> list[str]:
         """The run is a restore point. Returns what a person should know."""
         try:
             return self.capture.finish()
         finally:
-            self.engine.close()
+            self._close()
 
     def abandon(self) -> None:
         """The run is none."""
         try:
             self.capture.abandon()
         finally:
-            self.engine.close()
+            self._close()
 
     def let_go(self) -> None:
         """Nobody knows yet."""
         try:
             self.capture.let_go()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self.engine is not None:
             self.engine.close()
 
 

@@ -20,8 +20,10 @@ from raksha.errors import VaultForeign
 from raksha.journal import Journal
 from raksha.restore.context import Context
 from raksha.rpc import Caller
+from raksha.tasks import BackupOrder, RestoreOrder
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
+from raksha.vault.recorded import Record
 from raksha.virt.libvirt.engines import LibvirtEngines
 
 
@@ -57,7 +59,7 @@ class Host(Struct, frozen=True):
             if catalog.vault.id != access.vault_uuid:
                 detail = f"vault {catalog.vault.id} stands there, not {access.vault_uuid}"
                 raise VaultForeign(url=access.url, detail=detail)
-            yield catalog
+            yield catalog.recorded(_known(work))
 
     def context(self, work: Work) -> Context:
         """Of a restore or a verification."""
@@ -70,3 +72,11 @@ class Host(Struct, frozen=True):
         spool = self.settings.state_dir / "spool"
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
         return spool
+
+
+def _known(work: Work) -> Record:
+    """What the order tells of the copies in the vault."""
+    order = work.order
+    if isinstance(order, RestoreOrder):
+        return Record(order.recorded or (), machine=order.machine_digest, only=order.recorded is not None)
+    return Record(order.recorded if isinstance(order, BackupOrder) else ())

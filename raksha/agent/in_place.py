@@ -2,8 +2,9 @@
 
 ::
 
+    lock the server                   of a VM that Nova manages, so that its project does not start it meanwhile
     release the VM                    no layer or bitmap of ours tells of changes any more; the next backup compares
-    restore each disk beside it       a block device is overwritten instead
+    restore each disk beside it       block devices, volumes of the cloud and images of Ceph are overwritten instead
     still shut off?
     put each file in the other's place, the old one kept beside it until all are
     put the definition on them        without what it said of the files below: each stands alone now
@@ -16,8 +17,8 @@ afterwards, and the old ones are put back.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,20 @@ from raksha import crash
 from raksha.agent.host import Host
 from raksha.agent.sources import disk_sources
 from raksha.agent.work import Work
-from raksha.errors import DiskUnsupported, RunNotFound, TargetUnusable, VmBusy, VmStarted
+from raksha.errors import DeviceHalfWritten, DiskUnsupported, RunNotFound, TargetUnusable, VmBusy, VmStarted
 from raksha.restore.device import BlockDevice
 from raksha.restore.disk import DiskJob, DiskResult, restore_disks
 from raksha.restore.files import sync
+from raksha.restore.image import Image
 from raksha.restore.leftovers import clear
 from raksha.restore.source import DiskSource
 from raksha.restore.targets import Qcow2File, RawFile, Target
 from raksha.tasks import Restored, RestoreOrder
 from raksha.vault.catalog import Catalog
 from raksha.virt.libvirt.connection import Connection, Guest
-from raksha.virt.libvirt.domain_xml import Layer, parse_domain
+from raksha.virt.libvirt.domain_xml import Disk, Layer, parse_domain
+from raksha.virt.libvirt.image_node import image_node
+from raksha.virt.libvirt.layer_header import NotQcow2, read_header
 from raksha.virt.libvirt.own_source import own_sources
 from raksha.virt.libvirt.processes import users_of
 
@@ -50,8 +54,10 @@ class _Disk(Struct, frozen=True):
     source: DiskSource
     #: the VM's own, as its definition spells it
     own: Layer
-    #: a file is restored beside it first; None: a block device, which is overwritten
+    #: a file is restored beside it first; None: what is there is overwritten
     beside: Path | None
+    #: QEMU writes to this; None: it is a file or block device of this host's
+    node: Mapping[str, Any] | None = None
 
     @property
     def path(self) -> Path:
@@ -82,30 +88,50 @@ class InPlace:
         with closing(Connection(self._host.settings.libvirt_uri)) as connection:
             guest = connection.guest(order.vm)
             _require_off(guest)
-            with closing(self._host.engines()) as engines:
-                engines.release(guest.uuid)
-            with journal.vm_lock(guest.uuid, guest.name), guest.start_events() as started:
-                disks = self._disks(guest, sources)
-                self._announce([{"kind": "disk", "vm": guest.uuid, "path": str(disk.path)} for disk in disks])
-                results = self._restore(disks)
-                if started.is_set() or guest.is_active():
-                    _remove(disks)
-                    raise VmStarted(vm=guest.name)
-                _swap(guest, disks)
-        shown = tuple({"disk": each.disk, "path": str(disk.path), "size": each.size} for each, disk in
+            with self._kept_off(guest):
+                with closing(self._host.engines()) as engines:
+                    engines.release(guest.uuid)
+                with journal.vm_lock(guest.uuid, guest.name), guest.start_events() as started:
+                    disks = self._disks(guest, sources)
+                    self._announce([{"kind": "disk", "vm": guest.uuid, "path": _place(disk)} for disk in disks])
+                    results = self._restore(disks)
+                    if started.is_set() or guest.is_active():
+                        _remove(disks)
+                        _started(guest, disks)
+                    _swap(guest, disks)
+        shown = tuple({"disk": each.disk, "path": _place(disk), "size": each.size} for each, disk in
                       zip(results, disks, strict=True))  # fmt: skip
         return Restored(vm=guest.uuid, name=guest.name, disks=shown)
+
+    @contextmanager
+    def _kept_off(self, guest: Guest) -> Iterator[None]:
+        if not parse_domain(guest.inactive_xml()).nova:
+            yield
+            return
+        if self._work.cloud is None:
+            detail = "without access to Nova nobody keeps it from being started meanwhile"
+            raise TargetUnusable(target=f"server {guest.name}", detail=detail)
+        # only where there is a cloud: it takes a second to import
+        from raksha.openstack.stopped import kept_off
+
+        with kept_off(self._work.cloud, guest.uuid, self._order.restore):
+            yield
 
     def _disks(self, guest: Guest, sources: Sequence[DiskSource]) -> list[_Disk]:
         _require_off(guest)
         if self._host.journal.layers(guest.uuid):
             raise VmBusy(vm=guest.name, detail="an overlay of a backup came to be meanwhile")
-        domain = parse_domain(guest.inactive_xml())
+        xml = guest.inactive_xml()
+        domain = parse_domain(xml)
         found = []
         for source in sources:
             disk = domain.disk(source.disk)
             if disk is None or not disk.layers or disk.readonly:
                 raise TargetUnusable(target=f"{guest.name}:{source.disk}", detail="the VM has no such disk now")
+            # a file of a share that Cinder has is not replaced: Cinder knows it, and it may be larger than the disk was
+            if disk.top.kind == "network" or (domain.nova and disk.serial):
+                found.append(_Disk(source, disk.top, None, _node(guest, xml, disk)))
+                continue
             if disk.top.kind not in ("file", "block") or disk.top.format not in ("raw", "qcow2") or disk.sliced:
                 raise DiskUnsupported(vm=guest.name, disk=source.disk, detail="it is no raw or qcow2 file or device")
             found.append(_Disk(source, disk.top, _beside(disk.top)))
@@ -117,7 +143,8 @@ class InPlace:
             if disk.beside is not None:
                 clear(disk.beside, lambda _vm: False)
                 disk.beside.unlink(missing_ok=True)
-        return restore_disks([DiskJob(disk.source, _target(disk)) for disk in disks], self._host.context(self._work))
+        context = self._host.context(self._work)
+        return restore_disks([DiskJob(disk.source, _target(disk, context.workers)) for disk in disks], context)
 
 
 def _require_off(guest: Guest) -> None:
@@ -132,7 +159,37 @@ def _beside(own: Layer) -> Path | None:
     return path.with_name(f"{path.name}.raksha-restored") if own.kind == "file" else None
 
 
-def _target(disk: _Disk) -> Target:
+def _node(guest: Guest, xml: str, disk: Disk) -> Mapping[str, Any]:
+    """Only what stands alone is written over: what is below a file could belong to a snapshot, or show through."""
+    node = image_node(xml, disk.target)
+    if node is None or disk.sliced or disk.encrypted or disk.shareable:
+        detail = "it is neither a raw nor a qcow2 file, device or image of Ceph of this VM alone"
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+    if disk.top.format == "qcow2":
+        try:
+            header = read_header(disk.top.path)
+        except (OSError, NotQcow2) as error:
+            raise TargetUnusable(target=disk.top.path, detail="it is no qcow2 file of this host") from error
+        if header.backing is not None or header.data_file:
+            detail = "its file stands on another one, as of a volume that has snapshots"
+            raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
+    return node
+
+
+def _place(disk: _Disk) -> str:
+    return disk.own.path if disk.node is not None else str(disk.path)
+
+
+def _started(guest: Guest, disks: Sequence[_Disk]) -> None:
+    overwritten = [_place(disk) for disk in disks if disk.beside is None]
+    if overwritten:
+        raise DeviceHalfWritten(target=", ".join(overwritten), detail="the VM was started before all was in its place")
+    raise VmStarted(vm=guest.name)
+
+
+def _target(disk: _Disk, workers: int) -> Target:
+    if disk.node is not None:
+        return Image(disk.own.path, disk.node, workers, fresh=False)
     if disk.beside is None:
         return BlockDevice(disk.path)
     return RawFile(disk.beside) if disk.own.format == "raw" else Qcow2File(disk.beside)

@@ -74,6 +74,8 @@ def restore(order: RestoreOrder, catalog: Catalog, run: RunDocument, libvirt_uri
     sources = disk_sources(catalog, run, summary, order.disks)
     metadata = {source.disk: catalog.metadata(disk_key(run, summary, source.disk)) for source in sources}
     machine = catalog.machine(run, summary) if order.new_name is not None else None
+    if machine is not None and not machine.domain_xml:
+        raise BadArgument(argument="target", detail="no definition of a VM is part of what was taken from storage")
     vm = summary.name
     _check(order, [source.disk for source in sources])
     with ExitStack() as stack:

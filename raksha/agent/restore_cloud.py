@@ -2,8 +2,9 @@
 
 ::
 
-    each disk            its image is streamed into Glance; nothing is written on this host but the image's tables
-    a volume             Cinder fills it from that image, which goes then
+    a volume             this host writes it, attached here for that (see `restore_volume`); where it cannot, Cinder
+                         fills it from an image, which goes then
+    an image             is streamed into Glance; nothing is written on this host but the image's tables
     a server             boots from an image, if it did, or from a volume; its other disks are volumes
 
 What is made bears the mark of the restore. A restore that is claimed again removes what the last attempt has made,
@@ -26,16 +27,24 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from raksha.agent.host import Host
+from raksha.agent.restore_volume import HALF_WRITTEN, VolumeWriter
 from raksha.agent.sources import disk_sources
 from raksha.agent.work import Work
-from raksha.errors import BadArgument, CloudRefused, RakshaError, RunNotFound
+from raksha.errors import (
+    BadArgument,
+    CloudRefused,
+    RakshaError,
+    RunNotFound,
+    TargetUnusable,
+    VolumeNotAttachable,
+)
 from raksha.openstack.images import Images
 from raksha.openstack.lent import DISK, MARK, LentLogin
 from raksha.openstack.new_server import NewServer, NewServers, Nic
 from raksha.openstack.volumes import Volumes
 from raksha.restore.source import DiskSource
 from raksha.restore.stream import flattened
-from raksha.server import AttachedVolume, Server, building
+from raksha.server import AttachedVolume, Own, Server, building, own_disk
 from raksha.tasks import Restored, RestoreOrder
 from raksha.vault.catalog import Catalog
 from raksha.vault.metadata import RunDocument, VMMetadata
@@ -60,6 +69,8 @@ class CloudTarget(Struct, frozen=True, kw_only=True):
     availability_zone: str | None = None
     volume_type: str | None = None
     metadata: dict[str, str] | None = None
+    #: by disk, volumes of the project that are written over
+    overwrite: dict[str, str] = {}
     #: leave the new server running
     start: bool = False
 
@@ -103,6 +114,7 @@ class CloudRestore:
         self._images = Images(work.cloud)
         self._volumes = Volumes(work.cloud)
         self._servers = NewServers(work.cloud)
+        self._writer = VolumeWriter(host, work, work.cloud, self._mark, self._tell)
         self._made: list[dict[str, Any]] = []
         self._warnings: list[str] = []
 
@@ -115,6 +127,9 @@ class CloudRestore:
                 raise RunNotFound(run=self._order.backupjobrun)
             wanted, machine = self._look(catalog, run)
             order = self._server_order(machine.server) if self._target.kind == "server" else None
+            for each in wanted:
+                if each.disk in self._target.overwrite:
+                    self._writer.require(self._target.overwrite[each.disk], each.source)
             self._clear()
             with ExitStack() as undo:
                 made = self._make(wanted, machine.server, order, undo)
@@ -126,19 +141,33 @@ class CloudRestore:
     def _look(self, catalog: Catalog, run: RunDocument) -> tuple[list[_Wanted], VMMetadata]:
         summary = catalog.vm(run, self._order.vm)
         machine = catalog.machine(run, summary)
-        server = machine.server
-        serials = {disk.target: disk.serial for disk in parse_domain(machine.domain_xml).disks}
+        serials = _serials(machine)
         sources = disk_sources(catalog, run, summary, self._order.disks)
         every = {
-            each.resource: None if server is None else server.volume_of(serials.get(each.resource))
-            for each in summary.resources
+            each.resource: machine.volume_of(each.resource, serials.get(each.resource)) for each in summary.resources
         }
         boots = _boots_from(every)
+        if self._target.kind == "server" and _lacks_boot_disk(machine):
+            detail = "the disk that the server boots from was not taken from storage; restore the others as volumes"
+            raise BadArgument(argument="target", detail=detail)
         if self._target.kind == "server" and boots not in {source.disk for source in sources}:
             raise BadArgument(argument="disks", detail=f"the server boots from {boots}; restore the others as volumes")
+        sources = self._needed(sources, machine)
         wanted = [_Wanted(source, every[source.disk], source.disk == boots) for source in sources]
-        # the disk that a server boots from is its first
-        return sorted(wanted, key=lambda each: not each.boots), machine
+        # the disk that a server boots from is its first; what cannot be undone comes last
+        return sorted(wanted, key=lambda each: (each.disk in self._target.overwrite, not each.boots)), machine
+
+    def _needed(self, sources: Sequence[DiskSource], machine: VMMetadata) -> list[DiskSource]:
+        """Without what Nova makes anew with a server."""
+        if self._target.kind != "server":
+            return list(sources)
+        own = _own_disks(machine)
+        left_out = {disk for disk, kind in own.items() if kind is not Own.EPHEMERAL}
+        for source in sources:
+            if own.get(source.disk) is Own.EPHEMERAL:
+                told = f"{source.disk} was an ephemeral disk: what it held is in a volume now"
+                self._warnings.append(f"{told}, and the one that the flavor gives is empty")
+        return [source for source in sources if source.disk not in left_out]
 
     def _server_order(self, had: Server | None) -> NewServer:
         """Without disks. Raises `CloudRefused` where something is missing that cannot be done without."""
@@ -156,7 +185,7 @@ class CloudRestore:
             groups = had.security_groups if had else ()
         return NewServer(
             name=target.name,
-            flavor_id=self._servers.flavor(target.flavor, had.flavor if had else None),
+            flavor_id=str(self._servers.flavor(target.flavor, had.flavor if had else None)["id"]),
             image_id=None,
             nics=self._nics(had),
             key_name=key or None,
@@ -242,24 +271,54 @@ class CloudRestore:
         return id
 
     def _volume(self, wanted: _Wanted, had: Server | None, undo: ExitStack) -> str:
+        if (over := self._target.overwrite.get(wanted.disk)) is not None:
+            self._writer.overwrite(over, wanted.source)
+            volume = over
+        else:
+            volume = self._written_here(wanted, undo) or self._from_image(wanted, had, undo)
+        was = wanted.volume
+        if was.bootable if was else wanted.boots:
+            properties = was.image_metadata if was else (had.image_properties if had else {})
+            self._volumes.set_bootable(volume, building(properties))
+        return volume
+
+    def _written_here(self, wanted: _Wanted, undo: ExitStack) -> str | None:
+        """A new volume; None where this host cannot write it."""
+        if not self._writer.able:
+            return None
+        try:
+            with ExitStack() as mine:
+                volume = self._new_volume(wanted, None, mine)
+                self._volumes.wait_until_available(volume, self._work.check)
+                self._writer.fill(volume, wanted.source)
+                undo.callback(mine.pop_all().close)
+        except (VolumeNotAttachable, TargetUnusable) as error:
+            _log.warning("disk %s goes by way of an image: %s", wanted.disk, error)
+            return None
+        return volume
+
+    def _from_image(self, wanted: _Wanted, had: Server | None, undo: ExitStack) -> str:
         image = self._image(wanted, had, undo)
+        volume = self._new_volume(wanted, image, undo)
+        self._work.progress.step(f"filling the volume of {wanted.disk}")
+        self._volumes.wait_until_available(volume, self._work.check)
+        self._images.delete(image)
+        return volume
+
+    def _new_volume(self, wanted: _Wanted, image: str | None, undo: ExitStack) -> str:
         was = wanted.volume
         self._tell({"kind": "volume", "restore": self._mark, "disk": wanted.disk})
-        self._work.progress.step(f"filling the volume of {wanted.disk}")
+        metadata = {key: value for key, value in (was.metadata if was else {}).items() if key != HALF_WRITTEN}
         volume = self._volumes.create(
             name=f"{self._target.name} {wanted.disk}",
             size=max(wanted.gib, was.size if was else 0),
             image_id=image,
             volume_type=self._target.volume_type or (was.volume_type if was else None),
             availability_zone=self._target.availability_zone or (was.availability_zone if was else None),
-            metadata={**(was.metadata if was else {}), MARK: self._mark, DISK: wanted.disk},
+            metadata={**metadata, MARK: self._mark, DISK: wanted.disk},
         )
         undo.callback(self._removing, self._volumes.delete, volume)
         self._tell({"kind": "volume", "id": volume, "disk": wanted.disk})
-        self._volumes.wait_until_filled(volume, self._work.check)
-        if was is not None and was.bootable:
-            self._volumes.set_bootable(volume, building(was.image_metadata))
-        self._images.delete(image)
         return volume
 
     def _server(self, order: NewServer, undo: ExitStack) -> str:
@@ -272,7 +331,7 @@ class CloudRestore:
                 raise
             self._warnings.append(f"its fixed addresses were not to be had, others were given: {error}")
         for volume in order.volumes:  # the first one had them
-            self._volumes.wait_until_filled(volume, self._work.check)
+            self._volumes.wait_until_available(volume, self._work.check)
         without = tuple(Nic(nic.network_id) for nic in order.nics)
         return self._built(replace(order, nics=without), undo)
 
@@ -298,6 +357,27 @@ class CloudRestore:
             remove(id)
         except RakshaError as error:
             _log.error("%s may be left over: %s", id, error)
+
+
+def _serials(machine: VMMetadata) -> dict[str, str | None]:
+    """By disk; nothing of what was taken from storage: that has no definition."""
+    # the running VM may have a volume that its definition has no more
+    definitions = [parse_domain(xml) for xml in (machine.domain_xml, machine.live_xml) if xml]
+    return {disk.target: disk.serial for definition in definitions for disk in definition.disks}
+
+
+def _own_disks(machine: VMMetadata) -> dict[str, Own]:
+    """Disks that Nova had made, besides the one that the server boots from."""
+    domain = parse_domain(machine.domain_xml) if machine.domain_xml else None
+    if domain is None or not domain.nova:
+        return {}
+    found = {disk.target: own_disk(disk.top.path) for disk in domain.disks if disk.layers}
+    return {target: own for target, own in found.items() if own is not None}
+
+
+def _lacks_boot_disk(machine: VMMetadata) -> bool:
+    """Only volumes were taken, and the server boots from none of them."""
+    return not machine.domain_xml and machine.server is not None and machine.server.image_id is not None
 
 
 def _boots_from(disks: Mapping[str, AttachedVolume | None]) -> str:

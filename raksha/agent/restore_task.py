@@ -11,7 +11,6 @@ Nothing is written but below the directories that the host allows (`[agent] rest
 from __future__ import annotations
 
 import os
-import socket
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
@@ -22,19 +21,17 @@ import msgspec
 from msgspec import Struct
 
 from raksha.agent import restore as local
+from raksha.agent.announcing import announce
 from raksha.agent.host import Host
 from raksha.agent.in_place import InPlace
 from raksha.agent.work import Work
-from raksha.errors import BadArgument, Interrupted, RunNotFound, TargetUnusable, VmNotFound
+from raksha.errors import BadArgument, RunNotFound, TargetUnusable, VmNotFound
 from raksha.restore.disk import DiskResult
 from raksha.states import Format
-from raksha.tasks import CLOUD_KINDS, NOT_NOW, REPORT, Restored, RestoreOrder
+from raksha.tasks import CLOUD_KINDS, Restored, RestoreOrder
 from raksha.vault.catalog import Catalog
 from raksha.virt.libvirt.connection import Connection
 from raksha.virt.libvirt.domain_xml import parse_domain
-
-#: seconds between two attempts to be heard
-_PAUSE = 0.5
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -154,18 +151,7 @@ class RestoreTask:
             return Restored(vm=guest.uuid, name=guest.name, disks=tuple(disks))
 
     def _announce(self, made: Sequence[dict[str, Any]]) -> None:
-        """Until a scheduler has heard it. Raises `Interrupted`, `EpochStale`, `StateConflict`."""
-        host = self._host.agent.host or socket.gethostname()
-        self._work.made = tuple({**each, "host": host} for each in made)
-        while True:
-            self._work.check()
-            try:
-                self._host.schedulers.call(REPORT, self._work.report())
-            except NOT_NOW:
-                if self._work.over.wait(_PAUSE):
-                    raise Interrupted() from None
-            else:
-                return
+        announce(self._host, self._work, made)
 
 
 def _planned(paths: Sequence[Path], name: str | None, identity: str) -> list[dict[str, Any]]:

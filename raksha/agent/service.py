@@ -3,6 +3,7 @@
 ::
 
     recovery     thread, once        what an earlier process left behind
+    sweep        thread, once        volumes that it left mounted
     sight        thread              looks at all VMs
     keeper       thread              talks to the schedulers; `keeper.py` has its rounds
     task-…       a thread each       does the work
@@ -20,6 +21,7 @@ import threading
 import time
 from contextlib import ExitStack, closing
 
+from raksha.agent import storage_host
 from raksha.agent.captures import OpenCaptures
 from raksha.agent.crew import Crew
 from raksha.agent.host import Host
@@ -54,6 +56,7 @@ class Agent:
         """Raises `JournalUnusable`, `HypervisorUnavailable`."""
         with closing(Connection(settings.libvirt_uri)) as connection:
             capabilities = {"engines": _ENGINES, "targets": _TARGETS, "libvirt": connection.version()}
+        capabilities["storage"] = storage_host.able()
         self._agent = agent
         self._bus = bus
         self._journal = Journal(settings.state_dir)
@@ -90,7 +93,12 @@ class Agent:
             if self._agent.metrics_port:
                 address, port = self._agent.metrics_address, self._agent.metrics_port
                 stack.callback(self._host.metrics.serve(address, port))
-            helpers = {"recovery": self._recovery.run, "sight": self._sight.run, "listener": self._listen}
+            helpers = {
+                "recovery": self._recovery.run,
+                "sweep": storage_host.sweep,
+                "sight": self._sight.run,
+                "listener": self._listen,
+            }
             threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in helpers.items()]
             for thread in threads:
                 thread.start()

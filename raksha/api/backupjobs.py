@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flask
@@ -10,7 +10,7 @@ from marshmallow import fields, validate
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, delegation, etag, idempotency, links, run_start, servers
+from raksha.api import allowed, delegation, etag, idempotency, job_members, links, run_start
 from raksha.api.answers import page_of
 from raksha.api.bodies import Query, Text
 from raksha.api.job_body import JobChanged, JobWritten, columns
@@ -22,7 +22,6 @@ from raksha.api.run_shown import RunShown
 from raksha.api.run_start import RunAsked
 from raksha.api.services import identity, services, settings
 from raksha.db import jobs, rows, runs, schedules, vaults
-from raksha.db import services as agents
 from raksha.db.columns import SECOND, new_id
 from raksha.db.models import BackupJob, BackupJobVm
 from raksha.db.transition import transition
@@ -34,7 +33,7 @@ NOUN = Noun("backupjobs", "/v1/<project:tenant_id>/backupjobs", "What is protect
 _FILTERS = {
     "name": Text(least=1, most=255),
     "state": Choice(JobState),
-    "vm_id": Text(most=36, pattern=IdConverter.regex, metadata={"description": "Jobs that name this VM"}),
+    "vm_id": Text(most=36, pattern=IdConverter.regex, metadata={"description": "Jobs that name this VM or volume"}),
     "created_at": When(),
 }
 
@@ -78,8 +77,8 @@ def show(tenant_id: str, backupjob_id: str) -> Any:
 def create(tenant_id: str, body: dict[str, Any]) -> Any:
     def do(session: Session, trust: str | None) -> flask.Response:
         allowed.one_more_job(session, tenant_id)
-        id, given = new_id(), _members(body)
-        _check(session, tenant_id, body, mine)
+        id, given = new_id(), job_members.given(body)
+        _check(session, tenant_id, body, asked)
         if not given and not body.get("vm_selector"):
             raise _nothing_to_protect()
         values = _columns(session, body, id)
@@ -91,7 +90,7 @@ def create(tenant_id: str, body: dict[str, Any]) -> Any:
         headers = {"Location": links.location(id), **etag.headers(job.version)}
         return answer(JobShown, shown(job, jobs.members(session, [id])[id]), 201, headers)
 
-    mine = servers.among(tenant_id, _named(body))
+    asked = job_members.ask(tenant_id, body)
     with delegation.trusted() as trust:
         response = services().database.run(lambda session: idempotency.once(session, lambda: do(session, trust)))
     services().wake()
@@ -109,9 +108,9 @@ def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
         if job.state == JobState.DELETING:
             others = ", ".join(state for state in JobState if state != JobState.DELETING)
             raise StateConflict(noun=jobs.NOUN, id=job.id, found=job.state, wanted=others, to="changed")
-        before = frozenset(vm.vm_id for vm in jobs.members(session, [job.id])[job.id])
-        given = _members(body)
-        _check(session, tenant_id, body, mine, before)
+        before = jobs.members(session, [job.id])[job.id]
+        given = job_members.given(body, before)
+        _check(session, tenant_id, body, asked, before)
         has = bool(before if given is None else given)
         if not has and not body.get("vm_selector", job.vm_selector):
             raise _nothing_to_protect()
@@ -125,8 +124,8 @@ def update(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
 
     with services().database.reading() as session:
         job = jobs.get(session, tenant_id, backupjob_id)
-        named = frozenset(vm.vm_id for vm in jobs.members(session, [job.id])[job.id])
-    mine = servers.among(tenant_id, _named(body) - named)
+        had = jobs.members(session, [job.id])[job.id]
+    asked = job_members.ask(tenant_id, body, had)
     job, members = services().database.run(work)
     services().wake()
     return shown(job, members), etag.headers(job.version)
@@ -202,36 +201,15 @@ def incremental(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
 # -- what a body asks for -----------------------------------------------------------------------------
 
 
-def _members(body: Mapping[str, Any]) -> list[jobs.Member] | None:
-    if "vms" not in body:
-        return None
-    return [jobs.Member(vm["id"], tuple(vm["excluded_disks"])) for vm in body["vms"]]
-
-
-def _named(body: Mapping[str, Any]) -> frozenset[str]:
-    """VMs. Raises `LimitExceeded`: nobody is asked about so many."""
-    ids = frozenset(vm["id"] for vm in body.get("vms", ()))
-    allowed.vms_of_a_job(len(ids))
-    return ids
-
-
 def _check(
     session: Session,
     project_id: str,
     body: Mapping[str, Any],
-    mine: frozenset[str],
-    already: frozenset[str] = frozenset(),
+    asked: job_members.Asked,
+    had: Sequence[BackupJobVm] = (),
 ) -> None:
-    """What a body refers to is there and may be used. `mine`: VMs that are servers of the project, as the caller's
-    token shows; others must be seen by agents. VMs that the job names `already` may be gone since.
-
-    Raises `RequestInvalid`, `LimitExceeded`.
-    """
-    ids = [vm["id"] for vm in body.get("vms", ())]
-    new = set(ids) - already - mine
-    unowned = project_id == settings().unowned_vms_project
-    missing = new - agents.visible(session, project_id, new, unowned=unowned)
-    problems = [(f"vms.{ids.index(id)}.id", f"There is no VM {id}.") for id in sorted(missing, key=ids.index)]
+    """What a body refers to is there and may be used. Raises `RequestInvalid`."""
+    problems = job_members.problems(session, project_id, body, asked, had)
     chosen = body.get("vault_service_id")
     if chosen is not None and chosen not in {service.id for service in vaults.services(session, project_id)}:
         problems.append(("vault_service_id", f"There is no vault service {chosen}."))
@@ -245,7 +223,7 @@ def _columns(session: Session, body: Mapping[str, Any], job_id: str) -> dict[str
 
 
 def _nothing_to_protect() -> RequestInvalid:
-    return RequestInvalid(problems=[("vms", "The job needs VMs or a selector.")])
+    return RequestInvalid(problems=[("vms", "The job needs VMs, volumes or a selector.")])
 
 
 def _enable(session: Session, job: BackupJob, body: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from raksha.db import points, schedules
 from raksha.retention import Retention
 from raksha.retention import check as check_retention
 from raksha.schedule import check as check_schedule
-from raksha.states import Quiesce
+from raksha.states import Quiesce, Source
 
 #: bytes per second: below it no run would ever end
 LEAST_BANDWIDTH = 65536
@@ -42,6 +42,10 @@ def identifier(**more: Any) -> Text:
     return Text(most=36, pattern=IdConverter.regex, **more)
 
 
+def _force(what: str) -> Flag:
+    return Flag(load_default=False, metadata={"description": f"{what}: its backup holds what a power cut would leave"})
+
+
 class VmBody(Body):
     """A VM that a job names."""
 
@@ -50,6 +54,20 @@ class VmBody(Body):
         Text(least=1, most=32, pattern="[A-Za-z0-9_-]+"), most=64, load_default=list,
         metadata={"description": "Disks that are left out, as the hypervisor names them: vdb"},
     )  # fmt: skip
+
+    source = fields.Enum(
+        Source, by_value=True, load_default=Source.HYPERVISOR,
+        validate=validate.OneOf([Source.HYPERVISOR, Source.STORAGE]),
+        metadata={"description": "Where its disks are taken from. storage: its volumes, by any agent, never frozen"},
+    )  # fmt: skip
+    force = _force("With source storage: also while it runs")
+
+
+class VolumeBody(Body):
+    """A volume of the cloud that a job names by itself, attached or not."""
+
+    id = identifier(required=True)
+    force = _force("Also while it is in use")
 
 
 class SelectorBody(Body):
@@ -101,6 +119,7 @@ class JobFields(Body):
     description = Text(most=4000)
     enabled = Flag(metadata={"description": "Its schedule fires; false: paused. True ends a suspension"})
     vms = Items(fields.Nested(VmBody), most=1000)
+    volumes = Items(fields.Nested(VolumeBody), most=1000)
     vm_selector = fields.Nested(SelectorBody, allow_none=True)
     schedule = fields.Nested(ScheduleBody, allow_none=True, metadata={"description": "null: by hand only"})
     quiesce = fields.Enum(Quiesce, by_value=True)
@@ -119,9 +138,15 @@ class JobFields(Body):
 
     @validates_schema
     def check_vms(self, data: Mapping[str, Any], **_: Any) -> None:
-        ids = [vm["id"] for vm in data.get("vms", ())]
-        if len(set(ids)) != len(ids):
-            raise marshmallow.ValidationError("A VM is named more than once.", "vms")
+        for noun, called in (("vms", "VM"), ("volumes", "volume")):
+            ids = [each["id"] for each in data.get(noun, ())]
+            if len(set(ids)) != len(ids):
+                raise marshmallow.ValidationError(f"A {called} is named more than once.", noun)
+        if {vm["id"] for vm in data.get("vms", ())} & {each["id"] for each in data.get("volumes", ())}:
+            raise marshmallow.ValidationError("One of them is named as a VM, too.", "volumes")
+        for number, vm in enumerate(data.get("vms", ())):
+            if vm["force"] and vm["source"] == Source.HYPERVISOR:
+                raise marshmallow.ValidationError("It goes with source storage.", f"vms.{number}.force")
 
     @validates_schema
     def check_metadata(self, data: Mapping[str, Any], **_: Any) -> None:
@@ -139,14 +164,14 @@ class JobChanged(JobFields):
 
 
 class JobWritten(JobFields):
-    """A new job. It has VMs, a selector, or both."""
+    """A new job. It has VMs, volumes, a selector, or several of them."""
 
     name = Text(least=1, most=255, pattern=_NAME, required=True)
 
 
 def columns(body: Mapping[str, Any], job_id: str, now: int, least_seconds: int) -> dict[str, Any]:
-    """Columns of a job for the fields that a body has; without `vms` and `enabled`. `now`: epoch seconds, by the
-    database.
+    """Columns of a job for the fields that a body has; without `vms`, `volumes` and `enabled`. `now`: epoch seconds, by
+    the database.
 
     Raises `RequestInvalid`, and what is wrong with a schedule or a retention.
     """

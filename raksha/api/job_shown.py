@@ -11,12 +11,19 @@ from raksha.api.answers import Instant, Said, moment, said
 from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob, BackupJobVm
 from raksha.schedule import CatchUp
-from raksha.states import JobState, Quiesce
+from raksha.states import JobState, Quiesce, Source
 
 
 class VmOfJob(Schema):
     id = fields.String(required=True)
     excluded_disks = fields.List(fields.String(), required=True)
+    source = fields.String(required=True, validate=validate.OneOf([Source.HYPERVISOR, Source.STORAGE]))
+    force = fields.Boolean(required=True)
+
+
+class VolumeOfJob(Schema):
+    id = fields.String(required=True)
+    force = fields.Boolean(required=True)
 
 
 class Selector(Schema):
@@ -74,6 +81,7 @@ class JobShown(Schema):
     created_at = Instant(required=True)
     updated_at = Instant(required=True)
     vms = fields.List(fields.Nested(VmOfJob), required=True)
+    volumes = fields.List(fields.Nested(VolumeOfJob), required=True)
     vm_selector = fields.Nested(Selector, required=True, allow_none=True)
     schedule = fields.Nested(ScheduleShown, required=True, allow_none=True)
     next_run_at = Instant(required=True, allow_none=True, metadata={"description": "null: never, or not enabled"})
@@ -108,7 +116,8 @@ def shown(job: BackupJob, members: Sequence[BackupJobVm]) -> dict[str, Any]:
         **{name: getattr(job, name) for name in _SAME},
         "enabled": enabled,
         "state_reason": said(job.state_reason) if job.state == JobState.SUSPENDED else None,
-        "vms": [{"id": vm.vm_id, "excluded_disks": vm.excluded_disks} for vm in members],
+        "vms": [_vm(vm) for vm in members if vm.source != Source.VOLUME],
+        "volumes": [{"id": vm.vm_id, "force": vm.force} for vm in members if vm.source == Source.VOLUME],
         "schedule": _schedule(job),
         "next_run_at": job.next_run_at if enabled else None,
         "last_missed_reason": said(job.last_missed_reason),
@@ -116,6 +125,10 @@ def shown(job: BackupJob, members: Sequence[BackupJobVm]) -> dict[str, Any]:
         "retry": job.retry_policy,
         "metadata": job.hints or {},
     }
+
+
+def _vm(vm: BackupJobVm) -> dict[str, Any]:
+    return {"id": vm.vm_id, "excluded_disks": vm.excluded_disks, "source": vm.source, "force": vm.force}
 
 
 def _schedule(job: BackupJob) -> dict[str, Any] | None:

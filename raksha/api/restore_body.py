@@ -6,7 +6,8 @@
     in_place   over the disks of the VM as it is; it must be shut off, which its agent looks at again
     server     new servers of the cloud         volume, image   a new volume, or an image, of each disk
 
-What a new server is not told, it gets as the backed-up one had it.
+What a new server is not told, it gets as the backed-up one had it. With `volume`, `overwrite` of a VM names volumes of
+the project that disks are written over instead: {"vdb": "ID OF A VOLUME"}; they must be available.
 Paths and hosts are for operators (rule `backupjobruns:restore_anywhere`): others get what the agent is set up for.
 """
 
@@ -88,6 +89,11 @@ class VmWanted(Body):
         least=1, most=200, pattern=r"[A-Za-z0-9_+@][A-Za-z0-9._+@ -]*",
         metadata={"description": "Of the new VM; default: its old one with -restored-… behind it"},
     )  # fmt: skip
+    overwrite = fields.Dict(
+        keys=Text(least=1, most=32), values=identifier(), validate=validate.Length(max=64),
+        metadata={"description": "Volumes of the project that disks are written over, by disk: what they hold is gone. "
+                  "They must be available, large enough, and not be made for more than one server"},
+    )  # fmt: skip
 
 
 class RestoreAsked(Body):
@@ -96,3 +102,11 @@ class RestoreAsked(Body):
     target = fields.Nested(TargetBody, required=True)
     vms = Items(fields.Nested(VmWanted), least=1, most=1000, metadata={"description": "Default: all, with all disks"})
     dry_run = Flag(load_default=False)
+
+    @validates_schema
+    def check_overwritten(self, data: Mapping[str, Any], **_: Any) -> None:
+        over = [id for vm in data.get("vms") or () for id in vm.get("overwrite", {}).values()]
+        if over and data.get("target", {}).get("kind") != "volume":
+            raise marshmallow.ValidationError("Only volumes are written over.", "vms")
+        if len(set(over)) != len(over):
+            raise marshmallow.ValidationError("A volume is named more than once.", "vms")

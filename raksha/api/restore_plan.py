@@ -18,17 +18,21 @@ from raksha.api.answers import Instant, Said
 from raksha.api.restore_body import KINDS
 from raksha.api.run_shown import BackupShown, backup_shown
 from raksha.db import backups, runs, services
-from raksha.db.models import BackupJobRun, VmResourceBackup
+from raksha.db.models import BackupJobRun, BackupJobRunVm, VmResourceBackup
 from raksha.db.runs import Detail
 from raksha.errors import RequestInvalid
 from raksha.server import Needs, Server
-from raksha.states import BackupState, Consistency, RunState, ServiceKind
+from raksha.states import BackupState, Consistency, RunState, ServiceKind, Source
 from raksha.tasks import CLOUD_KINDS
 
 #: of targets that are something new with a name
 _NAMED = ("domain", *CLOUD_KINDS)
 #: of `server`, `volume` and `image`, as the body has them
 CLOUD = ("flavor", "networks", "key_name", "security_groups", "availability_zone", "volume_type", "metadata")
+
+
+#: of targets that are made of disks alone
+_OF_DISKS = ("volume", "image", "files")
 
 
 class DiskPlanned(Schema):
@@ -80,6 +84,8 @@ class Vm(Struct, frozen=True):
     disks: tuple[Disk, ...]
     #: as its cloud knew it (`raksha.server.Server`)
     server: dict[str, Any] | None = None
+    #: by disk, volumes that are written over
+    overwrite: Mapping[str, str] = {}
 
 
 def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore_id: str) -> list[Vm]:
@@ -94,6 +100,8 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
         vm = there.get(wanted["id"])
         if vm is None:
             raise RequestInvalid(problems=[(f"vms.{number}.id", f"The restore point has no VM {wanted['id']}.")])
+        if said := _does_not_fit(vm, body["target"]["kind"]):
+            raise RequestInvalid(problems=[("target.kind", said)])
         disks = _disks(detail, vm.id)
         missing = [name for name in wanted["disks"] if name not in disks]
         if missing:
@@ -105,10 +113,24 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
             raise RequestInvalid(problems=[(f"vms.{number}.name", "Only what is new gets a name.")])
         names = [name for name in disks if not wanted["disks"] or name in wanted["disks"]]
         planned = tuple(Disk(name, disks[name].size, tuple(backups.chain(session, disks[name].id))) for name in names)
-        found.append(Vm(vm.vm_id, vm.name, new_name, planned, vm.server))
+        over = wanted.get("overwrite", {})
+        if unknown := sorted(over.keys() - set(names)):
+            raise RequestInvalid(problems=[(f"vms.{number}.overwrite", f"Disk {unknown[0]} is not restored.")])
+        found.append(Vm(vm.vm_id, vm.name, new_name, planned, vm.server, over))
     if not found:
         raise RequestInvalid(problems=[("vms", "Nothing is stored in this restore point.")])
     return found
+
+
+def _does_not_fit(vm: BackupJobRunVm, kind: str) -> str | None:
+    """What was taken from storage is disks: nobody looked at a definition."""
+    if vm.source == Source.VOLUME and kind not in _OF_DISKS:
+        return f"{vm.vm_id} is a volume: it comes back as {', '.join(_OF_DISKS)}. Or name the VMs that are meant."
+    if vm.source == Source.STORAGE and kind == "domain":
+        return f"VM {vm.vm_id} was taken from storage, without its definition: it comes back as a server of the cloud."
+    if vm.source == Source.STORAGE and kind == "server" and (vm.server is None or vm.server["image_id"]):
+        return f"VM {vm.vm_id} was taken from storage, without its boot disk: it comes back as {', '.join(_OF_DISKS)}."
+    return None
 
 
 def _disks(detail: Detail, run_vm_id: str) -> dict[str, VmResourceBackup]:
@@ -122,7 +144,15 @@ def document(body: Mapping[str, Any], vms: list[Vm]) -> dict[str, Any]:
     target = body["target"]
     return {
         "kind": target["kind"],
-        "vms": [{"vm": vm.vm_id, "disks": [disk.resource for disk in vm.disks], "name": vm.new_name} for vm in vms],
+        "vms": [
+            {
+                "vm": vm.vm_id,
+                "disks": [disk.resource for disk in vm.disks],
+                "name": vm.new_name,
+                "overwrite": dict(vm.overwrite),
+            }
+            for vm in vms
+        ],
         "directory": target.get("directory"),
         "format": target.get("format"),
         # a cloud starts what it builds
@@ -208,11 +238,22 @@ def needs(body: Mapping[str, Any], vms: list[Vm]) -> list[Needs]:
             server=target["kind"] == "server",
             flavor=target.get("flavor"),
             networks=None if networks is None else tuple(each["network_id"] for each in networks),
+            addresses=tuple(_addresses(target, vm)),
             key_name=target.get("key_name"),
             volumes=tuple(_volumes(target, vm)),
         )
         for vm in vms
     ]
+
+
+def _addresses(target: Mapping[str, Any], vm: Vm) -> Iterator[tuple[str, str]]:
+    if target["kind"] != "server":
+        return
+    if "networks" in target:
+        yield from ((each["network_id"], each["fixed_ip"]) for each in target["networks"] if "fixed_ip" in each)
+    elif vm.server is not None:
+        for port in vm.server["ports"]:
+            yield from ((port["network_id"], each["ip_address"]) for each in port["fixed_ips"][:1])
 
 
 def _volumes(target: Mapping[str, Any], vm: Vm) -> Iterator[tuple[int, str | None]]:
@@ -221,7 +262,19 @@ def _volumes(target: Mapping[str, Any], vm: Vm) -> Iterator[tuple[int, str | Non
     # of a server that boots from an image, the first disk is none
     local = 1 if target["kind"] == "server" and vm.server is not None and vm.server["image_id"] else 0
     for disk in vm.disks[local:]:
+        if disk.resource in vm.overwrite:
+            continue
         yield -(-disk.size // 1024**3), target.get("volume_type")
+
+
+def overwritten(vms: list[Vm]) -> list[tuple[str, str, int]]:
+    """What the caller must own: field, volume, and the bytes that it must have."""
+    return [
+        (f"vms.{number}.overwrite", vm.overwrite[disk.resource], disk.size)
+        for number, vm in enumerate(vms)
+        for disk in vm.disks
+        if disk.resource in vm.overwrite
+    ]
 
 
 def require_owned(session: Session, project_id: str, vms: list[Vm], *, unowned: bool) -> None:

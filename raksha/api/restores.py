@@ -36,6 +36,7 @@ class VmOfRestore(Schema):
     id = fields.String(required=True)
     disks = fields.List(fields.String(), required=True)
     name = fields.String(required=True, allow_none=True, metadata={"description": "Of the new VM"})
+    overwrite = fields.Dict(required=True, metadata={"description": "Volumes that are written over, by disk"})
 
 
 class TargetShown(Schema):
@@ -91,7 +92,10 @@ def shown(restore: Restore) -> dict[str, Any]:
     return {
         **{name: getattr(restore, name) for name in _SAME},
         "target": {**{name: restore.target[name] for name in _TARGET}, "cloud": restore.target.get("cloud", {})},
-        "vms": [{"id": vm["vm"], "disks": vm["disks"], "name": vm["name"]} for vm in restore.target["vms"]],
+        "vms": [
+            {"id": vm["vm"], "disks": vm["disks"], "name": vm["name"], "overwrite": vm.get("overwrite", {})}
+            for vm in restore.target["vms"]
+        ],
         "error": said(restore.error),
         "progress": {
             "bytes_total": total,
@@ -153,6 +157,7 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     """
     if {"directory", "host"} & body["target"].keys():
         frame().policy.require(ANYWHERE.name, identity(), tenant_id)
+    _require_volumes(tenant_id, run_of, body)
     if body["dry_run"]:
         return _planned(tenant_id, run_of, body)
     response = services().database.run(
@@ -160,6 +165,16 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     )
     services().wake()
     return response
+
+
+def _require_volumes(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> None:
+    """What is written over is the project's, as the caller's own token shows it. Raises `RequestInvalid`."""
+    if not any(vm.get("overwrite") for vm in body.get("vms") or ()):
+        return
+    with services().database.reading() as session:
+        wanted = restore_plan.overwritten(_chosen(session, tenant_id, run_of(session), body, new_id()))
+    if problems := servers.unfit(tenant_id, wanted):
+        raise RequestInvalid(problems=problems)
 
 
 def _planned(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import Schema, fields, validate
@@ -9,7 +10,7 @@ from marshmallow import Schema, fields, validate
 from raksha.api.answers import Instant, Said, said
 from raksha.db.models import BackupJobRun, BackupJobRunVm, BackupJobRunVmResource, VmResourceBackup
 from raksha.db.runs import Detail
-from raksha.states import BackupKind, BackupState, Consistency, ReadMode, Reason, RunState, RunVmState, Trigger
+from raksha.states import BackupKind, BackupState, Consistency, ReadMode, Reason, RunState, RunVmState, Source, Trigger
 
 
 def _word(words: Any, *, none: bool = True) -> fields.String:
@@ -66,7 +67,10 @@ class RunShown(Schema):
     group_consistent = fields.Boolean(
         required=True,
         allow_none=True,
-        metadata={"description": "At one instant all VMs were frozen, or paused or shut off; null: no group"},
+        metadata={
+            "description": "At one instant all VMs were frozen, or paused or shut off; null: no group. "
+            "What was taken from storage is no part of it"
+        },
     )
     skew_seconds = _seconds("Between the first and the last snapshot")
     skew_error_seconds = _seconds("By which that may be wrong: the clocks of the hosts")
@@ -107,10 +111,22 @@ class ResourceShown(Schema):
     backup = fields.Nested(BackupShown, required=True, allow_none=True)
 
 
+class TemporaryShown(Schema):
+    """What a backup from storage has in the cloud for the time being. null: not, or its id is not known yet."""
+
+    volume_id = fields.String(required=True)
+    previous_status = fields.String(
+        required=True, allow_none=True, metadata={"description": "Of the volume, before anything was made of it"}
+    )
+    temp_snapshot_id = fields.String(required=True, allow_none=True)
+    temp_volume_id = fields.String(required=True, allow_none=True)
+
+
 class RunVmShown(Schema):
-    """A VM in a run."""
+    """A VM in a run, or a volume in the place of one."""
 
     vm_id = fields.String(required=True)
+    source = _word(Source, none=False)
     name = fields.String(required=True, allow_none=True)
     host = fields.String(required=True, allow_none=True)
     state = _word(RunVmState, none=False)
@@ -126,6 +142,7 @@ class RunVmShown(Schema):
         required=True, allow_none=True,
         metadata={"description": "What its cloud said of it: flavor, ports, volumes, …; null: no cloud was asked"},
     )  # fmt: skip
+    temporary = fields.List(fields.Nested(TemporaryShown), required=True)
     resources = fields.List(fields.Nested(ResourceShown), required=True)
 
 
@@ -139,7 +156,7 @@ _RUN = ("id", "backupjob_id", "project_id", "user_id", "description", "protected
         "scheduled_at", "retry_of", "attempt", "created_at", "started_at", "taken_at", "finished_at",
         "cancel_requested_at", "consistency", "group_consistent", "skew_seconds", "skew_error_seconds",
         "frozen_seconds", "bytes_stored", "request_id")  # fmt: skip
-_VM = ("vm_id", "name", "host", "state", "excluded_disks", "engine", "power", "consistency", "taken_at",
+_VM = ("vm_id", "source", "name", "host", "state", "excluded_disks", "engine", "power", "consistency", "taken_at",
        "frozen_seconds", "server")  # fmt: skip
 _RESOURCE = ("id", "resource", "source", "size", "kind", "mode", "reason")
 _BACKUP = ("id", "kind", "vm_resource_backup_backing_id", "top", "vault_service_id", "bytes_stored", "image_size",
@@ -177,8 +194,14 @@ def _vm(detail: Detail, vm: BackupJobRunVm) -> dict[str, Any]:
         **{name: getattr(vm, name) for name in _VM},
         "error": said(vm.error),
         "warnings": [str(warning) for warning in vm.warnings],
+        "temporary": [_temporary(each) for each in detail.temporary.get(vm.vm_id, ())],
         "resources": [_resource(disk, detail.backups.get(disk.id)) for disk in detail.resources[vm.id]],
     }
+
+
+def _temporary(kept: Mapping[str, Any]) -> dict[str, Any]:
+    named = {name: kept.get(name) for name in ("previous_status", "temp_snapshot_id", "temp_volume_id")}
+    return {"volume_id": kept["volume"], **named}
 
 
 def _resource(disk: BackupJobRunVmResource, backup: VmResourceBackup | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`vms`: what the caller may protect: VMs of the project that agents see, and its servers in the cloud.
 
-Where there is a Nova, a VM is listed because the caller's own token shows it, or because an agent sees it with the
-project in its definition: one that libvirt alone manages. What both know of is one entry. The list is whole, or there
-is none.
+Where there is a Nova, a VM is listed because the caller's own token shows it, and with `[scheduler] libvirt_vms` also
+because an agent sees it with the project in its definition: one that libvirt alone manages. What both know of is one
+entry. The list is whole, or there is none.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def shown(vm: Vm) -> dict[str, Any]:
         "name": vm.name,
         "power": vm.power,
         "status": server.status if server else None,
-        "tags": sorted({*(seen.tags if seen else ()), *(server.tags if server else ())}),
-        "metadata": {**(server.metadata if server else {}), **(seen.hints if seen else {})},
+        # of a server what Nova says: selectors of jobs go by that
+        "tags": sorted(server.tags if server else seen.tags if seen else ()),
+        "metadata": dict(server.metadata if server else seen.hints if seen else {}),
         "disks": [
             {"target": disk.get("target", ""), "size": disk.get("size"), "reason": disk.get("reason")}
             for disk in (seen.disks if seen else ())
@@ -147,7 +148,9 @@ def _whole_page(tenant_id: str, query: Mapping[str, Any], mine: Mapping[str, Lis
     """Of both: each time the whole list is put together, so that every page is of the same order."""
     with services().database.reading() as session:
         seen = {vm.vm_id: vm for vm in agents.all_vms(session, tenant_id, unowned=_unowned(tenant_id))}
-    found = [Vm(id, seen.get(id), mine.get(id)) for id in {**seen, **mine}]
+    others = settings().libvirt_vms
+    known = [id for id, vm in seen.items() if others or id in mine or vm.project_id is None]
+    found = [Vm(id, seen.get(id), mine.get(id)) for id in {**dict.fromkeys(known), **mine}]
     if "name" in query:
         found = [vm for vm in found if vm.name == query["name"]]
     if "power" in query:
@@ -161,18 +164,19 @@ def _whole_page(tenant_id: str, query: Mapping[str, Any], mine: Mapping[str, Lis
 )  # fmt: skip
 def show(tenant_id: str, vm_id: str) -> Any:
     server = servers.one(tenant_id, vm_id)
+    owned = server is not None or servers.agents_say()
     with services().database.reading() as session:
-        vm = Vm(vm_id, _seen(session, tenant_id, vm_id, needed=server is None), server)
+        vm = Vm(vm_id, _seen(session, tenant_id, vm_id, needed=server is None, owned=owned), server)
         mine = BackupJob.project_id == tenant_id, BackupJobVm.vm_id == vm_id
         statement = select(BackupJob.id).join(BackupJobVm, BackupJobVm.backupjob_id == BackupJob.id).where(*mine)
         named_by = list(session.scalars(statement.order_by(BackupJob.id)))
     return {**shown(vm), "backupjobs": named_by}
 
 
-def _seen(session: Session, tenant_id: str, vm_id: str, *, needed: bool) -> SeenVm | None:
+def _seen(session: Session, tenant_id: str, vm_id: str, *, needed: bool, owned: bool) -> SeenVm | None:
     """Raises `RowNotFound` where it is needed."""
     try:
-        return agents.vm(session, tenant_id, vm_id, unowned=_unowned(tenant_id))
+        return agents.vm(session, tenant_id, vm_id, unowned=_unowned(tenant_id), owned=owned)
     except RowNotFound:
         if needed:
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from raksha.server import Server
+from raksha.server import AttachedVolume, Server
 from raksha.vault.metadata import FORMAT, BackupMetadata, ResourceSummary, VMMetadata, VmSummary
 from raksha.virt.capture import Capture
 
@@ -34,8 +34,10 @@ def vm_summary(capture: Capture, disks: Iterable[BackupMetadata]) -> VmSummary:
     )
 
 
-def machine_document(capture: Capture, server: Server | None = None) -> VMMetadata:
-    """`server`: what its cloud says of it."""
+def machine_document(
+    capture: Capture, server: Server | None = None, volume: AttachedVolume | None = None
+) -> VMMetadata:
+    """`server`, `volume`: what its cloud says of it."""
     machine = capture.machine
     return VMMetadata(
         format=FORMAT,
@@ -47,4 +49,5 @@ def machine_document(capture: Capture, server: Server | None = None) -> VMMetada
         nvram=machine.nvram,
         files=dict(machine.files),
         server=server,
+        volume=volume,
     )

@@ -34,6 +34,7 @@ from raksha.db import migrate
 from raksha.db.rows import clock
 from raksha.db.session import Database, connect
 from raksha.errors import RakshaError
+from raksha.logs import OneLine
 from raksha.rpc import Bus
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def load(file: Path | None = None) -> tuple[ApiSettings, SchedulerSettings]:
     """Both sections: the API tells what schedulers will do. Raises `SettingsWrong`."""
     config_check.check(file)
     settings, scheduling = config_api.load(file), config_scheduler.load(file)
-    shared = ("agent_timeout", "keep_failed", "max_runs_per_project", "unowned_vms_project")
+    shared = ("agent_timeout", "keep_failed", "max_runs_per_project", "unowned_vms_project", "libvirt_vms")
     return replace(settings, **{name: getattr(scheduling, name) for name in shared}), scheduling
 
 
@@ -140,7 +141,7 @@ def log_to_stderr() -> None:
     handler = logging.StreamHandler()
     handler.addFilter(RequestIdFilter())
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s %(global_request_id)s] %(message)s")
+        OneLine("%(asctime)s %(levelname)s %(name)s [%(request_id)s %(global_request_id)s] %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 

@@ -87,11 +87,16 @@ def vault_access(file: Path | None) -> Access:
     if not config_check.has_section(found, "trustee"):
         return ENVIRONMENT
     try:
-        from raksha.openstack import trusts
+        from raksha.openstack import compute, trusts
+        from raksha.openstack.lent import LentLogin
     except ImportError as error:
         detail = f"[trustee] needs the package {error.name}: pip install 'raksha[keystone,openstack]'"
         raise SettingsWrong(detail=detail) from error
-    return Access(trusts.load(found))
+
+    def nova(lent: trusts.LentCloud, project_id: str, ids: frozenset[str] | None) -> dict[str, compute.ListedServer]:
+        return compute.placed(LentLogin(lent.token, lent.endpoints, lent.verify), project_id, ids)
+
+    return Access(trusts.load(found), nova)
 
 
 def serve_metrics(loop: Loop, settings: SchedulerSettings) -> Callable[[], None]:

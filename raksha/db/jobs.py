@@ -6,16 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, delete, exists, literal, select, update
 from sqlalchemy.orm import Session
 
 from raksha.db import rows, runs
-from raksha.db.columns import now
-from raksha.db.models import BackupJob, BackupJobRun, BackupJobVm
+from raksha.db.columns import SECOND, now
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobVm, Task
 from raksha.db.paging import Columns, Page, Wanted, page
 from raksha.db.transition import transition
 from raksha.errors import StillNeeded
-from raksha.states import JobState
+from raksha.states import JobState, Source, TaskKind, TaskState
 
 NOUN = "backup job"
 
@@ -30,10 +30,13 @@ COLUMNS: Columns = {
 
 
 class Member(Struct, frozen=True):
-    """A VM that a job names, and its disks that are left out."""
+    """A VM that a job names, and its disks that are left out; or a volume, in the place of a VM."""
 
     vm_id: str
     excluded_disks: tuple[str, ...] = ()
+    source: Source = Source.HYPERVISOR
+    #: volumes may be in use by a server
+    force: bool = False
 
 
 def create(session: Session, *, project_id: str, members: Iterable[Member], **definition: Any) -> BackupJob:
@@ -60,7 +63,7 @@ def listed(
 
 
 def members(session: Session, job_ids: Sequence[str]) -> dict[str, list[BackupJobVm]]:
-    """The VMs that jobs name, in the order given; every job has an entry."""
+    """The VMs and volumes that jobs name, in the order given; every job has an entry."""
     found: dict[str, list[BackupJobVm]] = {id: [] for id in job_ids}
     order = BackupJobVm.backupjob_id, BackupJobVm.position
     for member in session.scalars(select(BackupJobVm).where(BackupJobVm.backupjob_id.in_(job_ids)).order_by(*order)):
@@ -75,10 +78,49 @@ def change(
 
     Raises `RowNotFound`, `ChangedMeanwhile`.
     """
+    # as they were: to ask after they are changed is too late
+    before = [] if members is None else _named(session, id)
     rows.change_version(session, BackupJob, NOUN, id, version, {**definition, "updated_at": now()})
     if members is not None:
+        named = list(members)
+        if _from_storage(before) - _from_storage(named):
+            rows.changed(session, update(BackupJob).where(BackupJob.id == id).values(clear_at=now()))
         rows.changed(session, delete(BackupJobVm).where(BackupJobVm.backupjob_id == id))
-        _name_members(session, id, members)
+        _name_members(session, id, named)
+
+
+def _named(session: Session, id: str) -> list[BackupJobVm]:
+    return members(session, [id])[id]
+
+
+def _from_storage(members: Iterable[Member | BackupJobVm]) -> set[str]:
+    return {each.vm_id for each in members if each.source != Source.HYPERVISOR}
+
+
+def to_clear(session: Session, limit: int) -> list[BackupJob]:
+    """Jobs that name something no more of which a snapshot may have stayed, with no run or end of one under way that
+    could leave one more."""
+    mine = BackupJobRun.backupjob_id == BackupJob.id
+    going = exists().where(mine, BackupJobRun.state.in_(runs.UNDER_WAY))
+    unfinished = Task.kind == TaskKind.FINISH, Task.state.in_((TaskState.PENDING, TaskState.READY, TaskState.CLAIMED))
+    ending = exists().where(mine, Task.backupjobrun_id == BackupJobRun.id, *unfinished)
+    due = BackupJob.clear_at <= now(), BackupJob.state != JobState.DELETING, ~going, ~ending
+    return list(session.scalars(select(BackupJob).where(*due).order_by(BackupJob.clear_at).limit(limit)))
+
+
+def cleared(session: Session, id: str, seen: int) -> None:
+    """Nothing is left, unless more came since it was `seen` (`clear_at`)."""
+    same = BackupJob.id == id, BackupJob.clear_at == seen
+    rows.changed(session, update(BackupJob).where(*same).values(clear_at=None))
+    rows.reread(session, BackupJob)
+
+
+def clear_later(session: Session, id: str, seconds: float) -> None:
+    """It could not be removed now."""
+    left = BackupJob.id == id, BackupJob.clear_at.is_not(None)
+    later = now() + literal(round(seconds * SECOND))
+    rows.changed(session, update(BackupJob).where(*left).values(clear_at=later))
+    rows.reread(session, BackupJob)
 
 
 def trusts(session: Session, project_id: str, first: str | None = None) -> list[str]:
@@ -173,7 +215,14 @@ def remove(session: Session, id: str, ended: Sequence[str] = ()) -> None:
 
 def _name_members(session: Session, job_id: str, members: Iterable[Member]) -> None:
     session.add_all(
-        BackupJobVm(backupjob_id=job_id, vm_id=m.vm_id, excluded_disks=list(m.excluded_disks), position=position)
+        BackupJobVm(
+            backupjob_id=job_id,
+            vm_id=m.vm_id,
+            excluded_disks=list(m.excluded_disks),
+            source=m.source,
+            force=m.force,
+            position=position,
+        )
         for position, m in enumerate(members)
     )
     session.flush()

@@ -57,6 +57,8 @@ class Detail(Struct, frozen=True):
     resources: dict[str, list[BackupJobRunVmResource]]
     #: by id of the resource's row
     backups: dict[str, VmResourceBackup]
+    #: what their tasks have in the cloud for the time being (`Task.temporary`), by id of the VM
+    temporary: dict[str, list[dict[str, Any]]]
 
 
 def create(session: Session, job: BackupJob, *, kind: BackupKind, trigger: Trigger, **more: Any) -> BackupJobRun:
@@ -152,7 +154,7 @@ def listed(
 
 
 def detail(session: Session, run: BackupJobRun) -> Detail:
-    """Four statements, however many VMs and disks."""
+    """Five statements, however many VMs and disks."""
     of_run = BackupJobRunVm.backupjobrun_id == run.id
     vms = list(session.scalars(select(BackupJobRunVm).where(of_run).order_by(BackupJobRunVm.vm_id)))
     resources: dict[str, list[BackupJobRunVmResource]] = {vm.id: [] for vm in vms}
@@ -160,7 +162,9 @@ def detail(session: Session, run: BackupJobRun) -> Detail:
     for resource in session.scalars(statement.order_by(BackupJobRunVmResource.resource)):
         resources[resource.backupjobrun_vm_id].append(resource)
     backups = session.scalars(select(VmResourceBackup).where(VmResourceBackup.backupjobrun_id == run.id))
-    return Detail(run, vms, resources, {backup.backupjobrun_vm_resource_id: backup for backup in backups})
+    tasks = select(Task.vm_id, Task.temporary).where(Task.backupjobrun_id == run.id, Task.clear_at.is_not(None))
+    temporary = {vm_id: kept for vm_id, kept in session.execute(tasks) if vm_id is not None and kept}
+    return Detail(run, vms, resources, {backup.backupjobrun_vm_resource_id: backup for backup in backups}, temporary)
 
 
 def change(session: Session, id: str, version: int, **values: Any) -> None:
@@ -350,6 +354,9 @@ def remove(session: Session, id: str, epoch: int) -> None:
     for copy, state in session.execute(select(VmResourceBackup.id, VmResourceBackup.state).where(copies)):
         if state != BackupState.DELETING:
             raise StillNeeded(noun=NOUN, id=id, found=run.state, detail=f"its copy {copy} is {state}")
+    left = select(Task.id).where(Task.backupjobrun_id == id, Task.clear_at.is_not(None))
+    if (task := session.scalars(left).first()) is not None:
+        raise StillNeeded(noun=NOUN, id=id, found=run.state, detail=f"its task {task} may have left something behind")
     _bury_tasks(session, run)
     # children first; what refers to a copy from another run makes this fail, as it should
     for noun in (VmResourceBackup, Barrier, Task):

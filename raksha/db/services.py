@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, Select, and_, delete, exists, literal, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, false, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
@@ -154,40 +154,46 @@ def vms(
     return page(session, _best(project_id, unowned).where(*where), VM_COLUMNS, wanted)
 
 
-def all_vms(session: Session, project_id: str, *, unowned: bool = False) -> list[SeenVm]:
-    """As `vms`, the whole list."""
-    return list(session.scalars(_best(project_id, unowned)))
+def all_vms(session: Session, project_id: str, *, unowned: bool = False, owned: bool = True) -> list[SeenVm]:
+    """As `vms`, the whole list. `owned`: with those that agents say are the project's."""
+    return list(session.scalars(_best(project_id, unowned, owned)))
 
 
-def _best(project_id: str | None, unowned: bool) -> Select[SeenVm]:
+def _best(project_id: str | None, unowned: bool, owned: bool = True) -> Select[SeenVm]:
     other = aliased(SeenVm)
     running, other_running = SeenVm.power == "running", other.power == "running"
     later = or_(
         other.seen_at > SeenVm.seen_at, and_(other.seen_at == SeenVm.seen_at, other.service_id < SeenVm.service_id)
     )
     better = or_(and_(other_running, ~running), and_(other_running == running, later))
-    best = ~exists().where(other.vm_id == SeenVm.vm_id, *_visible(other, project_id, unowned), better)
-    return select(SeenVm).where(*_visible(SeenVm, project_id, unowned), best)
+    best = ~exists().where(other.vm_id == SeenVm.vm_id, *_visible(other, project_id, unowned, owned), better)
+    return select(SeenVm).where(*_visible(SeenVm, project_id, unowned, owned), best)
 
 
-def vm(session: Session, project_id: str | None, vm_id: str, *, unowned: bool = False) -> SeenVm:
-    """Where a VM was seen best (see `agents_of`). Raises `RowNotFound`, also for that of another project."""
+def vm(session: Session, project_id: str | None, vm_id: str, *, unowned: bool = False, owned: bool = True) -> SeenVm:
+    """Where a VM was seen best (see `agents_of`). Raises `RowNotFound`, also for that of another project.
+
+    `owned`: agents' word counts that it is the project's.
+    """
     for _service, seen in agents_of(session, vm_id):
-        if project_id is None or seen.project_id == project_id or (unowned and seen.project_id is None):
+        mine = (owned and seen.project_id == project_id) or (unowned and seen.project_id is None)
+        if project_id is None or mine:
             return seen
     raise RowNotFound(noun="VM", id=vm_id)
 
 
-def visible(session: Session, project_id: str, vm_ids: Collection[str], *, unowned: bool = False) -> set[str]:
-    """Those of some VMs that a project may protect."""
-    mine = _visible(SeenVm, project_id, unowned)
+def visible(
+    session: Session, project_id: str, vm_ids: Collection[str], *, unowned: bool = False, owned: bool = True
+) -> set[str]:
+    """Those of some VMs that a project may protect. `owned`: as in `vm`."""
+    mine = _visible(SeenVm, project_id, unowned, owned)
     return set(session.scalars(select(SeenVm.vm_id).where(SeenVm.vm_id.in_(vm_ids), *mine)))
 
 
-def _visible(noun: Any, project_id: str | None, unowned: bool) -> tuple[ColumnElement[bool], ...]:
+def _visible(noun: Any, project_id: str | None, unowned: bool, owned: bool = True) -> tuple[ColumnElement[bool], ...]:
     if project_id is None:
         return ()
-    mine: ColumnElement[bool] = noun.project_id == project_id
+    mine: ColumnElement[bool] = noun.project_id == project_id if owned else false()
     return (or_(mine, noun.project_id.is_(None)) if unowned else mine,)
 
 

@@ -5,7 +5,8 @@
     finish, hand_back  the end of the claim
 
 When a lease is over, a task bound to a host is claimed again by the agent of that host only; any other goes back to
-the queue (`requeue`). Whoever had it before finds his epoch stale.
+the queue (`requeue`). Whoever had it before finds his epoch stale. A task that says what it `needs` is of any agent
+that is capable of that: it gets its host with the claim, by the same compare-and-swap, and loses it on its way back.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from msgspec import Struct
-from sqlalchemy import ColumnElement, and_, literal, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, and_, case, exists, func, literal, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from raksha.db import rows
 from raksha.db.columns import SECOND, now
-from raksha.db.models import Service, Task
+from raksha.db.models import BackupJobRun, Service, Task
 from raksha.db.transition import transition, transition_all
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
-from raksha.states import ServiceState, TaskKind, TaskState
+from raksha.states import RunState, ServiceState, TaskKind, TaskState
 
 NOUN = "task"
 
 TERMINAL = (TaskState.DONE, TaskState.ERROR, TaskState.CANCELLED)
 #: candidates looked at for one that is wanted: placement rules some out, others are faster
 _CANDIDATES = 8
+_OVER_RUNS = (RunState.AVAILABLE, RunState.DEGRADED, RunState.CANCELLED, RunState.ERROR, RunState.DELETING)
+#: the host of what any agent can do goes with the claim
+_UNBOUND = case((Task.needs.is_(None), Task.host), else_=None)
 _OVER = {"its agent has prolonged its lease": Task.lease_until < now()}
 
 
@@ -126,7 +130,8 @@ def _candidates(session: Session, service: Service, kinds: Collection[TaskKind],
     enabled = service.state == ServiceState.ENABLED
     if not enabled:
         wanted = wanted & (Task.kind == TaskKind.FINISH)
-    for where in (Task.host == service.host, Task.host.is_(None))[: 1 + enabled]:
+    anybodys = and_(Task.host.is_(None), or_(Task.needs.is_(None), Task.needs.in_(capable_of(service))))
+    for where in (Task.host == service.host, anybodys)[: 1 + enabled]:
         ready = Task.state == TaskState.READY, Task.not_before <= now(), where
         found = session.scalars(select(Task).where(wanted, *ready).order_by(*order).limit(limit * _CANDIDATES)).all()
         # agents that look at the same moment should not all reach for the same one
@@ -138,6 +143,11 @@ def _allowed(task: Task, service: Service) -> bool:
         return True
     hosts, zones = task.placement.get("hosts"), task.placement.get("zones")
     return (not hosts or service.host in hosts) and (not zones or service.zone in zones)
+
+
+def capable_of(service: Service) -> list[str]:
+    """What tasks may need that this agent has."""
+    return sorted(name for name, has in (service.capabilities or {}).items() if has)
 
 
 def _claim_one(session: Session, task: Task, service: Service, seconds: float) -> bool:
@@ -152,6 +162,7 @@ def _claim_one(session: Session, task: Task, service: Service, seconds: float) -
             new_epoch=True,
             where={"another was first": Task.lease_until == task.lease_until},
             service_id=service.id,
+            host=task.host if task.needs is None else service.host,
             lease_until=_until(seconds),
             attempts=Task.attempts + 1,
             report_number=0,
@@ -214,7 +225,7 @@ def hand_back(session: Session, id: str, epoch: int, delay: float = 0.0) -> None
     """
     transition(
         session, Task, id, TaskState.READY, start={TaskState.CLAIMED}, epoch=epoch,
-        service_id=None, lease_until=0, not_before=_until(delay),
+        service_id=None, host=_UNBOUND, lease_until=0, not_before=_until(delay),
     )  # fmt: skip
 
 
@@ -227,17 +238,48 @@ def expired(session: Session, limit: int, grace: float = 0.0) -> list[Task]:
     return list(session.scalars(select(Task).where(*over).order_by(Task.lease_until).limit(limit)))
 
 
+def is_anybodys(task: Task) -> bool:
+    """Whether another agent may have it, once the lease of the one who has it is over."""
+    return task.host is None or task.needs is not None
+
+
+def held_of_anybodys(session: Session, host: str) -> int:
+    """How many tasks that any agent could do this host's has at work."""
+    mine = Task.state == TaskState.CLAIMED, Task.host == host, Task.needs.is_not(None)
+    return session.execute(select(func.count()).select_from(Task).where(*mine)).scalar_one()
+
+
+def to_clear(session: Session, limit: int) -> list[Task]:
+    """Backups that are over, and may have left something in the cloud; the longest waiting first. One that is done has
+    what it has until its run is over, and its agent has heard of that."""
+    finish = aliased(Task)
+    same = finish.backupjobrun_id == Task.backupjobrun_id, finish.vm_id == Task.vm_id, finish.kind == TaskKind.FINISH
+    unfinished = exists().where(*same, finish.state.not_in(TERMINAL))
+    over = exists().where(BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state.in_(_OVER_RUNS))
+    failed = Task.state.in_((TaskState.ERROR, TaskState.CANCELLED))
+    ended = or_(failed, and_(Task.state == TaskState.DONE, over, ~unfinished))
+    statement = select(Task).where(Task.clear_at <= now(), ended).order_by(Task.clear_at).limit(limit)
+    return list(session.scalars(statement))
+
+
+def clear_later(session: Session, id: str, seconds: float) -> None:
+    """What it may have left could not be removed now."""
+    left = Task.id == id, Task.clear_at.is_not(None)
+    rows.changed(session, update(Task).where(*left).values(clear_at=_until(seconds)))
+    rows.reread(session, Task)
+
+
 def requeue(session: Session, task: Task) -> None:
     """Back to the queue with a task whose lease is over and that any agent can do; with a new epoch, so that a late
     report is refused. A task bound to a host stays with that host: `ValueError`.
 
     Raises `EpochStale`, `StateConflict`, `StillNeeded` if its agent was faster.
     """
-    if task.host is not None:
+    if not is_anybodys(task):
         raise ValueError(f"task {task.id} is bound to {task.host}")
     transition(
         session, Task, task.id, TaskState.READY, start={TaskState.CLAIMED}, epoch=task.epoch, new_epoch=True,
-        where=_OVER, service_id=None, lease_until=0,
+        where=_OVER, service_id=None, host=None, lease_until=0,
     )  # fmt: skip
 
 

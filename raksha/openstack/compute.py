@@ -1,14 +1,19 @@
-"""Whose a server is, and which servers a project has: as Nova shows them to the caller's own token.
+"""Whose a server is, which servers a project has, and where they are: as Nova shows them to a token of the project.
 
 Nothing logs in here. `access` is what Keystone has said of the token of a request (keystoneauth's `AccessInfo`): it is
 that token that is shown, alone, at the addresses that its own catalog names. Redirects are not followed: the token is
 for Nova and nobody else.
 A server of another project than the one that is asked for is not there, also where the token is an operator's.
+
+Which host a server is on, Nova tells its owner only as a digest (`host_id`): enough to check what a host says of
+itself, and it takes no more rights than the owner's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,6 +63,35 @@ class ListedServer(Struct, frozen=True, kw_only=True):
     metadata: dict[str, str] = {}
     #: ids of those that are attached
     volumes: tuple[str, ...] = ()
+    #: as `host_id` makes it; empty: it is on none
+    host_id: str = ""
+
+
+def host_id(project_id: str, host: str) -> str:
+    """What Nova calls a host (its `[DEFAULT] host`) to a project."""
+    return hashlib.sha224((project_id + host).encode()).hexdigest()
+
+
+def placed(cloud: LentLogin, project_id: str, ids: frozenset[str] | None) -> dict[str, ListedServer]:
+    """Servers of the project, by id: those of some ids, or (None) all. What is not there is none of its servers.
+
+    Raises `CloudRefused`, `CloudUnavailable`, `TooManyServers`.
+    """
+
+    def ask(path: str, key: str) -> Any:
+        with asking(_TYPE):
+            return _got(cloud.compute(), path, key)
+
+    if ids is None or len(ids) > _FEW:
+        found = list(islice(_walk(lambda path: ask(path, "servers"), {"limit": str(_PAGE)}), MOST + 1))
+        if len(found) > MOST:
+            raise TooManyServers(limit=MOST)
+    else:
+        found = []
+        for id in sorted(ids):
+            with suppress(CloudMissing):
+                found.append(_listed(ask(f"/servers/{id}", "server")))
+    return {each.id: each for each in found if each.project_id == project_id and (ids is None or each.id in ids)}
 
 
 class Servers:
@@ -103,15 +137,8 @@ class Servers:
         if access.project_id != project_id:
             # Nova decides whether this token may see them
             query |= {"all_tenants": "1", "project_id": project_id}
-        seen: set[str] = set()
-        while True:
-            page = [_listed(each) for each in self._ask(access, f"/servers/detail?{urlencode(query)}", "servers")]
-            fresh = [server for server in page if server.id not in seen]
-            if not fresh:
-                return
-            seen.update(server.id for server in fresh)
-            yield from (server for server in fresh if server.project_id == project_id)
-            query["marker"] = page[-1].id
+        every = _walk(lambda path: self._ask(access, path, "servers"), query)
+        yield from (server for server in every if server.project_id == project_id)
 
     def listed(self, access: AccessInfo, project_id: str) -> list[ListedServer]:
         """All at once, or none. Raises what `all` does, and `TooManyServers`."""
@@ -146,14 +173,10 @@ class Servers:
                 # not its `servers.list`: that writes names and ids into a cache on disk, for completion in a shell
                 where = {"session": self._session, "auth": AccessInfoPlugin(access)}
                 made = nova.Client(_VERSION, endpoint_override=self._url(access), **where)
-                return made.client.get(path)[1][key]
+                return _got(made, path, key)
             except (nova_errors.Unauthorized, exceptions.Unauthorized) as error:
                 # Keystone has just let it in: it was revoked, or has expired since
                 raise NotAuthenticated(challenge="Keystone") from error
-            except nova_errors.BadRequest as error:
-                if "marker=" not in path:
-                    raise
-                raise CloudUnavailable(service=_TYPE, detail="its list changed while it was read") from error
 
     def _url(self, access: AccessInfo) -> str:
         return str(access.service_catalog.url_for(service_type=_TYPE, **self._where)).rstrip("/")
@@ -163,6 +186,30 @@ def load(file: Path | None, verify: str | bool = True) -> Servers:
     """As `[trustee] interface` and `region_name` of a configuration file say. Raises `SettingsWrong`."""
     interface, region = trusts.side(file)
     return Servers(interface=interface, region=region, verify=verify)
+
+
+def _got(compute: Any, path: str, key: str) -> Any:
+    """Raises what novaclient raises, and `CloudUnavailable`."""
+    try:
+        return compute.client.get(path)[1][key]
+    except nova_errors.BadRequest as error:
+        if "marker=" not in path:
+            raise
+        raise CloudUnavailable(service=_TYPE, detail="its list changed while it was read") from error
+
+
+def _walk(ask: Callable[[str], Any], query: Mapping[str, str]) -> Iterator[ListedServer]:
+    """A list, page for page; each once."""
+    seen: set[str] = set()
+    wanted = dict(query)
+    while True:
+        page = [_listed(each) for each in ask(f"/servers/detail?{urlencode(wanted)}")]
+        fresh = [server for server in page if server.id not in seen]
+        if not fresh:
+            return
+        seen.update(server.id for server in fresh)
+        yield from fresh
+        wanted["marker"] = page[-1].id
 
 
 def _listed(shown: Mapping[str, Any]) -> ListedServer:
@@ -177,4 +224,5 @@ def _listed(shown: Mapping[str, Any]) -> ListedServer:
             tags=tuple(sorted(str(tag) for tag in shown.get("tags") or ())),
             metadata={str(key): str(value) for key, value in (shown.get("metadata") or {}).items()},
             volumes=tuple(str(each["id"]) for each in shown.get("os-extended-volumes:volumes_attached") or ()),
+            host_id=str(shown.get("hostId") or ""),
         )

@@ -45,6 +45,13 @@ def describe(cloud: LentLogin, server_id: str) -> Server | None:
         )
 
 
+def describe_volume(cloud: LentLogin, volume_id: str) -> AttachedVolume:
+    """A volume by itself, whatever it is attached to. Raises `CloudMissing`, `CloudRefused`, `CloudUnavailable`."""
+    with asking("block-storage"):
+        volume = cloud.volumes().volumes.get(volume_id).to_dict()
+        return _volume({}, volume, bootable=str(volume.get("bootable")).lower() == "true", boot_index=None)
+
+
 def _flavor(shown: Mapping[str, Any]) -> Flavor:
     return Flavor(
         name=shown["original_name"],

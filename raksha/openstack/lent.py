@@ -99,5 +99,6 @@ def asking(service: str) -> Iterator[None]:
 
 def _said(status: int, error: Exception) -> str:
     told = (getattr(error, "details", None), getattr(error, "message", None), type(error).__name__)
-    text = next(str(each).strip() for each in told if each and str(each).strip())
+    # clients say so where a service has said nothing
+    text = next(said for each in told if each and (said := str(each).strip()) not in ("", "n/a"))
     return f"{status} {text.splitlines()[0][:300]}"

@@ -52,9 +52,9 @@ class NewServers:
     def __init__(self, cloud: LentLogin) -> None:
         self._cloud = cloud
 
-    def flavor(self, wanted: str | None, had: Flavor | None) -> str:
-        """The id of the flavor that is asked for by name or id, else of the one that the server had: the same name, or
-        one that gives the same. Raises `CloudRefused` if there is none."""
+    def flavor(self, wanted: str | None, had: Flavor | None) -> Mapping[str, Any]:
+        """The flavor that is asked for by name or id, else the one that the server had: the same name, or one that
+        gives the same; as Nova shows it (`id`, `vcpus`, `ram` in MiB, …). Raises `CloudRefused` if there is none."""
         with asking(_SERVICE):
             there = self._get("/flavors/detail")["flavors"]
             if wanted is not None:
@@ -65,7 +65,20 @@ class NewServers:
         if not found:
             told = wanted or (f"{had.name} ({had.vcpus} CPUs, {had.ram} MiB)" if had else "none was asked for")
             raise CloudRefused(service=_SERVICE, detail=f"there is no such flavor: {told}")
-        return str(found[0]["id"])
+        flavor: Mapping[str, Any] = found[0]
+        return flavor
+
+    def taken(self, addresses: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Of addresses in networks those that the project has given to something. Raises `CloudRefused`,
+        `CloudUnavailable`."""
+        found = []
+        with asking("network"):
+            session, base = self._cloud.session(), f"{self._cloud.endpoint('network')}/v2.0/ports"
+            for network, address in addresses:
+                wanted = {"network_id": network, "fixed_ips": f"ip_address={address}", "fields": "id"}
+                if session.get(base, params=wanted).json()["ports"]:
+                    found.append((network, address))
+        return found
 
     def has_key(self, name: str) -> bool:
         """Of the user that the restore acts for. Raises `CloudRefused`, `CloudUnavailable`."""

@@ -60,6 +60,8 @@ class LentCloud(Struct, frozen=True):
     token: str
     #: by types of the catalog
     endpoints: dict[str, str]
+    #: whether certificates are checked, or the file of those that are trusted
+    verify: str | bool = True
 
     def __repr__(self) -> str:
         return f"LentCloud({sorted(self.endpoints)})"
@@ -122,6 +124,10 @@ class _Login:
     def url(self) -> str:
         return _v3(self._plugin.auth_url or "")
 
+    @property
+    def verify(self) -> str | bool:
+        return self._session.verify if self._session.verify is not None else True
+
     def token(self) -> str:
         """One that lasts for a while. Raises what keystoneauth raises."""
         with self._lock:
@@ -180,7 +186,7 @@ class Trusts:
             found = {service: login.endpoint(service_type=service, **self._side) for service in services}
         except exceptions.ClientException as error:
             raise IdentityUnavailable(detail=_said(error)) from error
-        return LentCloud(token, {service: url for service, url in found.items() if url})
+        return LentCloud(token, {service: url for service, url in found.items() if url}, login.verify)
 
     def check(self, trust_id: str) -> None:
         """Whether it stands, by a new token: an old one outlives it. Raises `TrustBroken`, `IdentityUnavailable`."""

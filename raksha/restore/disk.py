@@ -66,7 +66,7 @@ def restore_disks(jobs: Sequence[DiskJob], context: Context, *, settle: bool = T
         for job in jobs:
             job.target.claim()
         plans = [stack.enter_context(_planned(job, context)) for job in jobs]
-        require_space([_room(job, plan) for job, plan in zip(jobs, plans, strict=True)])
+        require_space([room for job, plan in zip(jobs, plans, strict=True) for room in _room(job, plan)])
         results = [_write(job, plan, context) for job, plan in zip(jobs, plans, strict=True)]
         for job in jobs:
             job.target.finish()
@@ -82,12 +82,12 @@ def _planned(job: DiskJob, context: Context) -> Plan:
         return Plan(job.pages or job.source.pages(), job.source.readers, context.spool_dir)
 
 
-def _room(job: DiskJob, plan: Plan) -> tuple[Path, int]:
+def _room(job: DiskJob, plan: Plan) -> list[tuple[Path, int]]:
     if job.target.overhead is None:
-        return job.target.path.parent, 0
+        return []
     size = plan.geometry.cluster_size
     # some clusters for the first of each kind of table
-    return job.target.path.parent, plan.clusters * (size + job.target.overhead) + 16 * size
+    return [(job.target.path.parent, plan.clusters * (size + job.target.overhead) + 16 * size)]
 
 
 def _write(job: DiskJob, plan: Plan, context: Context) -> DiskResult:

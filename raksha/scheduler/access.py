@@ -10,7 +10,7 @@ A token is of one project, is good for a while and is renewed with the lease. It
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
@@ -25,10 +25,13 @@ from raksha.tasks import CloudAccess
 from raksha.vault.credentials import Credentials, LentCredentials, TokenCredentials, given_token
 
 if TYPE_CHECKING:  # only who has trusts needs keystoneauth
+    from raksha.openstack.compute import ListedServer
+    from raksha.openstack.lent import LentLogin
     from raksha.openstack.trusts import Lent, LentCloud, Trusts
 
 #: of the accounts that only the service and a tenant together open
 SERVICE_PREFIX = "SERVICE_"
+BLOCK_STORAGE = "block-storage"
 #: trusts that are tried, where any of a project's does
 TRIED = 5
 
@@ -45,11 +48,17 @@ class Place(Struct, frozen=True):
 NOWHERE = Place()
 
 
+#: servers of a project (some, or all of them), as Nova shows them to what is lent
+AskNova = Callable[["LentCloud", str, "frozenset[str] | None"], "dict[str, ListedServer]"]
+
+
 class Access:
     """For any thread. Without trusts, every vault is opened by what the environment says."""
 
-    def __init__(self, trusts: Trusts | None = None) -> None:
+    def __init__(self, trusts: Trusts | None = None, nova: AskNova | None = None) -> None:
+        """`nova`: None: nobody asks it, and what agents say of VMs counts."""
         self._trusts = trusts
+        self._nova = nova
 
     def place(self, session: Session, vault: Vault, job_id: str | None = None, *, alone: bool = False) -> Place:
         """By the trust of this job, or of any of the project's, unless it `alone` is to do. Raises `TrustBroken`."""
@@ -100,6 +109,34 @@ class Access:
             except TrustBroken:
                 continue
         return _cloud(self._trusts.cloud(last, CLOUD_SERVICES))
+
+    def servers(self, trust_id: str, project_id: str, ids: frozenset[str] | None) -> dict[str, ListedServer] | None:
+        """Servers of the project by id: those of some ids, or (`ids` None) all. None: there is no Nova to ask.
+
+        Raises `TrustBroken`, `IdentityUnavailable`, `CloudRefused`, `CloudUnavailable`, `TooManyServers`.
+        """
+        if self._trusts is None or self._nova is None:
+            return None
+        lent = self._trusts.cloud(trust_id, ("compute",))
+        return self._nova(lent, project_id, ids) if "compute" in lent.endpoints else None
+
+    def block_storage(self, trusts: Sequence[str]) -> LentLogin | None:
+        """What acts in the project's Cinder, by the first of these trusts that stands. None: there is none to ask.
+
+        Raises `TrustBroken`, also where there is no trust, `IdentityUnavailable`.
+        """
+        broken = TrustBroken(detail="there is none")
+        for trust in trusts:
+            try:
+                lent = self._known().cloud(trust, (BLOCK_STORAGE,))
+            except TrustBroken as error:
+                broken = error
+                continue
+            # only who has a cloud needs what asks it
+            from raksha.openstack.lent import LentLogin
+
+            return LentLogin(lent.token, lent.endpoints, lent.verify) if lent.endpoints else None
+        raise broken
 
     def credentials(self, database: Database, vault: Vault, job_id: str | None = None) -> Credentials | None:
         """For this process; when it is refused, another is lent. Raises `TrustBroken`, `IdentityUnavailable`."""

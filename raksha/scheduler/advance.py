@@ -167,7 +167,9 @@ def _end(session: Session, run: BackupJobRun, job: BackupJob, mine: list[Task], 
     stored = [task for task in mine if task.state == TaskState.DONE]
     if stored and (len(stored) == len(mine) or job.on_vm_failure == "degrade"):
         group = groups.of_run(session, run.id)
-        together = group is None or (group.state == BarrierState.DONE and len(stored) == len(mine))
+        # what is taken from storage is no part of it
+        whole = all(task.state == TaskState.DONE for task in mine if task.needs is None)
+        together = group is None or (group.state == BarrierState.DONE and whole)
         if together or job.on_vm_failure == "degrade":
             consistent = None if group is None else together and _stood_still(session, run, group)
             transition(session, BackupJobRun, run.id, RunState.COMMITTING, group_consistent=consistent)

@@ -90,12 +90,12 @@ def _means(session: Session, task: Task, access: Access) -> _Means | RakshaError
 
 
 def _cloud_trusts(session: Session, task: Task, job: str | None) -> tuple[str, ...]:
-    """Backups ask what the cloud knows of a server, restores make servers and volumes."""
+    """Backups ask what the cloud knows of a server, restores make servers and volumes, or keep a server off."""
     if task.kind == TaskKind.BACKUP and job is not None:
         own = jobs.trust(session, job)
         return () if own is None else (own,)
     order = order_of(task)
-    if isinstance(order, RestoreOrder) and order.target.get("kind") in CLOUD_KINDS:
+    if isinstance(order, RestoreOrder) and order.target.get("kind") in (*CLOUD_KINDS, "in_place"):
         return tuple(jobs.trusts(session, task.project_id)[:TRIED])
     return ()
 

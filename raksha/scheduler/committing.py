@@ -47,6 +47,7 @@ from raksha.scheduler import advance, releasing
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.draft import Draft, draft
 from raksha.scheduler.places import writing
+from raksha.scheduler.recording import note_machines
 from raksha.states import RunState, TaskKind
 from raksha.vault.catalog import Catalog
 from raksha.vault.commit import StoredDisk, check_epoch, commit_numbered, is_committed, put_epoch
@@ -179,6 +180,7 @@ def _publish(session: Session, found: Draft, epoch: int, number: int) -> frozens
     run = found.run
     nobodys = {"owner_id": None, "lease_until": None}
     runs.publish(session, run.id, epoch, commit_number=number, **found.facts, **nobodys)
+    note_machines(session, run.id, found.machines)
     backups.unpin(session, run.id)
     hosts = releasing.tell_hosts(session, runs.get(session, None, run.id), number)
     # definitions of VMs hold secrets: they are in the vault now

@@ -27,11 +27,13 @@ from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import ObjectMissing
 from raksha.scheduler.keeping import kept
+from raksha.scheduler.recording import recorded
 from raksha.states import BackupKind, PinHolder, TaskKind, TaskState
 from raksha.types import ResourceKey
 from raksha.vault.catalog import Catalog
 from raksha.vault.metadata import BackupMetadata, MapReference
 from raksha.vault.prune import show_disk, write_consolidated
+from raksha.vault.recorded import Record
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,9 @@ def stand_alone(database: Database, catalog: Catalog, copy: VmResourceBackup, sp
     renew = partial(database.run, partial(tasks.renew, id=task.id, epoch=task.epoch, seconds=seconds))
     try:
         with kept(renew, seconds):
-            full = write_consolidated(catalog, catalog.metadata(key_of(copy)), f"{task.id}.{task.epoch}", spool)
+            with database.reading() as session:
+                known = catalog.recorded(Record(recorded(session, [copy.id]), only=True))
+            full = write_consolidated(known, known.metadata(key_of(copy)), f"{task.id}.{task.epoch}", spool)
         with crash.around("consolidate.swap"):
             database.run(partial(_swap, task=task, copy=copy, full=full))
     except BaseException:

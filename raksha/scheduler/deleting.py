@@ -40,7 +40,7 @@ from raksha.errors import (
     StillNeeded,
     TrustBroken,
 )
-from raksha.scheduler import consolidating
+from raksha.scheduler import clearing, consolidating
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.keeping import kept
 from raksha.scheduler.places import writing
@@ -109,7 +109,8 @@ def remove_jobs(
     access: Access = ENVIRONMENT,
     collect: Callable[[Vault], object] = lambda _: True,
 ) -> int:
-    """Jobs on their way out: their ended runs go, then their trusts, and at last their rows. How many are gone.
+    """Jobs on their way out: their ended runs go, then what stayed of them in the cloud and their trusts, and at last
+    their rows. How many are gone.
 
     `collect`: the garbage of a vault, None if it could not; called before the last trust that opens it is ended.
     """
@@ -124,11 +125,14 @@ def remove_jobs(
         with database.reading() as session:
             if jobs.has_runs(session, id):
                 continue
-            last = bool(trusts) and set(jobs.trusts(session, project_id)) <= set(trusts)
+            able = jobs.trusts(session, project_id, id)
+            last = bool(trusts) and set(able) <= set(trusts)
             opened = [each for each in vaults.all_vaults(session) if each.project_id == project_id and each.vault_uuid]
         try:
             # nobody could do that later
             if last and not all(_collected(access, database, vault, id, collect) for vault in opened):
+                continue
+            if trusts and clearing.remove_kept(access, able, id) == clearing.SOON:
                 continue
             for trust in trusts:
                 access.end(trust)

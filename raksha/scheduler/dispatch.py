@@ -3,13 +3,16 @@
     the queue: the first of each project, then the second of each, ...      raksha.db.runs.queued
     for each, in one transaction:
         its VMs, each with the agent that has it, and its vault             else: a reason, and later again
+        what is taken from storage: an agent that could do that             else: a reason, and later again
         room in its project for one more restore point                      else: a reason, and later again
         all slots of VMs, hosts, project and vault                          else: a reason, nothing is reserved
         the run READY, what it may build on pinned, a claimable task with its whole order for each VM, its group open
 
 A project's first run makes its vault: between two transactions, before anything can be claimed.
 
-A host has a slot for each task that its agent may hold, so a group that was started can be claimed as a whole.
+A host has a slot for each task that its agent may hold, so a group that was started can be claimed as a whole. What is
+taken from storage is of no host and of no group: the agent that has room first gets it, and its host is noted with the
+claim. What agents have claimed of that counts when slots of their hosts are wanted.
 A run that was overtaken for too long keeps the slots it waits for from those behind it.
 
 Promises: a run has all of its slots and tasks or none of them, whoever dies; two that want the same never wait for each
@@ -35,13 +38,14 @@ from raksha.db.session import Database
 from raksha.db.slots import Slot
 from raksha.db.transition import transition
 from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, StateConflict, TrustBroken
-from raksha.scheduler import advance
+from raksha.scheduler import advance, whose
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.parents import choose
-from raksha.scheduler.placement import Placed, Wait, members, place, willing
+from raksha.scheduler.placement import STORAGE, Placed, Wait, members, place, place_anywhere, willing
 from raksha.scheduler.places import make_vault, vault_url
 from raksha.scheduler.suspension import suspend
-from raksha.states import BackupKind, JobState, RunState, RunVmState, ServiceKind, TaskKind, TaskState
+from raksha.scheduler.whose import Cloud
+from raksha.states import BackupKind, JobState, RunState, RunVmState, ServiceKind, Source, TaskKind, TaskState
 from raksha.tasks import BackupOrder
 
 _log = logging.getLogger(__name__)
@@ -96,6 +100,8 @@ class _Round:
         self.away: dict[str, Wait] = {}
         #: Keystone does not answer
         self.identity_away: IdentityUnavailable | None = None
+        #: nor does Nova
+        self.cloud_away: Wait | None = None
         #: bytes that projects had stored when the round came to them, where that is limited
         self.stored: dict[str, int] = {}
         #: trusts that stand
@@ -118,7 +124,7 @@ def dispatch(database: Database, settings: SchedulerSettings, access: Access = E
         found = runs.queued(session, LOOKED_AT)
         agents = services.alive(session, ServiceKind.AGENT, settings.agent_timeout)
         round_ = _Round(settings, rows.clock(session), {agent.id: agent for agent in agents})
-        hosts = _told(session, agents)
+    hosts: set[str] = set()
     started = waiting = 0
     # those that were overtaken too long go first; otherwise the order stays
     for run in sorted(found, key=lambda run: round_.waited(run) < settings.max_overtaken):
@@ -135,16 +141,21 @@ def dispatch(database: Database, settings: SchedulerSettings, access: Access = E
                 round_.full.add(outcome.slot)
         else:
             started += bool(outcome)
-            hosts |= outcome
+            hosts |= {host for host in outcome if host is not None}
+    with database.reading() as session:
+        hosts |= _told(session, agents)
     return Dispatched(started, waiting, frozenset(hosts))
 
 
-def _started(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> Wait | set[str]:
+def _started(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> Wait | set[str | None]:
     """Makes the vault as well, where there is none."""
     run_id = run.id
     if (refused := _not_delegated(database, round_, run, access)) is not None:
         return database.run(partial(_refuse, round_=round_, run_id=run_id, error=refused))
-    outcome = database.run(partial(_start, round_=round_, run_id=run_id))
+    cloud = _asked(database, round_, run, access)
+    if isinstance(cloud, Wait):
+        return database.run(partial(_hold, round_=round_, run_id=run_id, wait=cloud))
+    outcome = database.run(partial(_start, round_=round_, run_id=run_id, cloud=cloud))
     if not isinstance(outcome, _NoVaultYet):
         return outcome
     vault = outcome.vault
@@ -153,7 +164,8 @@ def _started(database: Database, round_: _Round, run: BackupJobRun, access: Acce
         round_.unmade[vault.id] = made
         if made is not None and made.code == "vault_away":
             round_.away[vault.vault_service_id] = made
-    again = database.run(partial(_start, round_=round_, run_id=run_id, unmade=round_.unmade[vault.id]))
+    unmade = round_.unmade[vault.id]
+    again = database.run(partial(_start, round_=round_, run_id=run_id, cloud=cloud, unmade=unmade))
     if isinstance(again, _NoVaultYet):  # it was made, and the row is gone since
         raise RowNotFound(noun=vaults.NOUN, id=vault.id)
     return again
@@ -179,7 +191,26 @@ def _not_delegated(database: Database, round_: _Round, run: BackupJobRun, access
     return None
 
 
-def _refuse(session: Session, round_: _Round, run_id: str, error: RakshaError) -> Wait | set[str]:
+def _asked(database: Database, round_: _Round, run: BackupJobRun, access: Access) -> Cloud | Wait | None:
+    """What Nova says of the job's VMs. None: there is none to ask."""
+    with database.reading() as session:
+        job = jobs.get(session, None, run.backupjob_id)
+        there = jobs.members(session, [job.id])[job.id]
+        named = frozenset(vm.vm_id for vm in there if vm.source == Source.HYPERVISOR)
+    if job.state in (JobState.SUSPENDED, JobState.DELETING):
+        return None
+    if job.trust_id is not None and round_.cloud_away is not None:
+        return round_.cloud_away
+    try:
+        found = whose.ask(access, job, named, others=round_.settings.libvirt_vms)
+    except TrustBroken as error:  # it went just now: the next round says so of the job
+        return Wait(error.code, str(error))
+    if isinstance(found, Wait) and found.code == "cloud_away":
+        round_.cloud_away = found
+    return found
+
+
+def _refuse(session: Session, round_: _Round, run_id: str, error: RakshaError) -> Wait | set[str | None]:
     run = runs.get(session, None, run_id)
     if isinstance(error, IdentityUnavailable) and round_.waited(run) <= round_.settings.max_wait:
         wait = Wait("identity_away", str(error))
@@ -192,38 +223,52 @@ def _refuse(session: Session, round_: _Round, run_id: str, error: RakshaError) -
     return set()
 
 
-def _start(session: Session, round_: _Round, run_id: str, unmade: Wait | None = None) -> Wait | set[str] | _NoVaultYet:
-    """One run, whole or not at all. The hosts on which it starts; none: it has failed."""
+def _start(
+    session: Session, round_: _Round, run_id: str, cloud: Cloud | None = None, unmade: Wait | None = None
+) -> Wait | set[str | None] | _NoVaultYet:
+    """One run, whole or not at all. The hosts on which it starts, None for any; nothing: it has failed."""
     run = runs.get(session, None, run_id)
     job = jobs.get(session, None, run.backupjob_id)
-    plan = _plan(session, round_, run, job)
+    plan = _plan(session, round_, run, job, cloud)
     if isinstance(plan, _NoVaultYet):
         if unmade is None:
             return plan
         plan = unmade
     if isinstance(plan, Wait):
-        if plan.slot is None and round_.waited(run) > round_.settings.max_wait:
-            advance.fail(session, run, job, plan.document(), round_.settings)
-            return set()
-        _stay(session, round_, run, plan)
-        return plan
+        return _hold(session, round_, run_id, plan)
     _begin(session, round_, run, job, plan)
     return {placed.host for placed in plan.placed}
+
+
+def _hold(session: Session, round_: _Round, run_id: str, wait: Wait) -> Wait | set[str | None]:
+    """It waits on, or has waited long enough."""
+    run = runs.get(session, None, run_id)
+    if wait.final or (wait.slot is None and round_.waited(run) > round_.settings.max_wait):
+        job = jobs.get(session, None, run.backupjob_id)
+        advance.fail(session, run, job, wait.document(), round_.settings)
+        return set()
+    _stay(session, round_, run, wait)
+    return wait
 
 
 # -- what a run needs -------------------------------------------------------------------------------
 
 
-def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -> _Plan | Wait | _NoVaultYet:
+def _plan(
+    session: Session, round_: _Round, run: BackupJobRun, job: BackupJob, cloud: Cloud | None
+) -> _Plan | Wait | _NoVaultYet:
     """What the run needs, all its slots reserved; or why not, with nothing reserved."""
     if job.state in (JobState.SUSPENDED, JobState.DELETING):
         return Wait("job_not_active", f"its job is {job.state}")
     service = _vault_service(session, job)
     if service is None:
         return Wait("no_vault", "there is no vault that its project may use")
-    placed, missing = _place_all(session, round_, job)
-    if missing and (not placed or job.on_vm_failure != "degrade" or round_.waited(run) <= round_.settings.max_wait):
-        return missing[0]
+    placed, missing = _place_all(session, round_, job, cloud)
+    if missing and not (placed and job.on_vm_failure == "degrade"):
+        # first what no wait helps against
+        return min(missing, key=lambda wait: not wait.final)
+    if round_.waited(run) <= round_.settings.max_wait and (hoped := [wait for wait in missing if not wait.final]):
+        return hoped[0]
     own = usage.limits(session, job.project_id)
     wanted = _slots(round_, job, service, placed, own)
     blocked = (
@@ -231,6 +276,7 @@ def _plan(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob) -
         or _no_room(session, round_, job, own)
         or _vm_in_use(session, run, placed)
         or _kept(round_, wanted)
+        or _claimed_away(session, run, wanted)
     )
     if blocked is not None:
         return blocked
@@ -252,12 +298,17 @@ def _vault_service(session: Session, job: BackupJob) -> VaultService | None:
     return next((found for found in allowed if job.vault_service_id in (None, found.id)), None)
 
 
-def _place_all(session: Session, round_: _Round, job: BackupJob) -> tuple[list[Placed], list[Wait]]:
+def _place_all(
+    session: Session, round_: _Round, job: BackupJob, cloud: Cloud | None
+) -> tuple[list[Placed], list[Wait]]:
     unowned = job.project_id == round_.settings.unowned_vms_project
     placed: list[Placed] = []
     missing: list[Wait] = []
-    for member in members(session, job, unowned):
-        found = place(session, job.project_id, member, round_.alive, unowned)
+    for member in members(session, job, unowned, cloud):
+        if member.source == Source.HYPERVISOR:
+            found = place(session, job.project_id, member, round_.alive, unowned, cloud)
+        else:
+            found = place_anywhere(member, round_.alive.values(), job.placement)
         (missing if isinstance(found, Wait) else placed).append(found)  # type: ignore[arg-type]
     if not placed and not missing:
         missing.append(Wait("no_vms", "its job means no VM at present"))
@@ -281,7 +332,8 @@ def _slots(
 def _by_host(placed: Iterable[Placed]) -> dict[str, list[Placed]]:
     found: dict[str, list[Placed]] = {}
     for each in placed:
-        found.setdefault(each.host, []).append(each)
+        if each.host is not None:
+            found.setdefault(each.host, []).append(each)
     return found
 
 
@@ -317,6 +369,19 @@ def _vm_in_use(session: Session, run: BackupJobRun, placed: Sequence[Placed]) ->
     return Wait("vm_busy", f"VM {held.name} is in use by {held.holder_id}", slot=("vm", held.name), none_left=True)
 
 
+def _claimed_away(session: Session, run: BackupJobRun, wanted: Iterable[Slot]) -> Wait | None:
+    """Its agent has so much of what any can do that a group could not be claimed as a whole."""
+    for slot in wanted:
+        if slot.kind != "host":
+            continue
+        others = sum(holder != run.id for holder in slots.holders(session, "host", slot.name))
+        claimed = tasks.held_of_anybodys(session, slot.name)
+        if claimed and others + claimed + slot.count > slot.limit:
+            said = f"host {slot.name} has {claimed} tasks of any host at work: {slot.count} wanted, {slot.limit} in all"
+            return Wait("host_busy", said, slot=("host", slot.name))
+    return None
+
+
 def _kept(round_: _Round, wanted: Iterable[Slot]) -> Wait | None:
     for slot in wanted:
         if (slot.kind, slot.name) in round_.kept:
@@ -343,13 +408,17 @@ def _stay(session: Session, round_: _Round, run: BackupJobRun, wait: Wait) -> No
 def _begin(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob, plan: _Plan) -> None:
     vault = plan.vault
     transition(
-        session, BackupJobRun, run.id, RunState.READY, start={RunState.QUEUED}, queued_reason=None, vault_id=vault.id
-    )
-    group = new_id() if job.consistency_group and len(plan.placed) > 1 else None
+        session, BackupJobRun, run.id, RunState.READY, start={RunState.QUEUED}, queued_reason=None, vault_id=vault.id,
+        warnings=_apart(job, plan),
+    )  # fmt: skip
+    together = [each for each in plan.placed if each.host is not None]
+    group = new_id() if job.consistency_group and len(together) > 1 else None
     by_vm = {}
     for each in plan.placed:
         session.add(_vm_of_run(run, each))
-        by_vm[each.member.vm_id] = _task(session, run, job, vault, each, group).id
+        task = _task(session, run, job, vault, each, group if each in together else None)
+        if each in together:
+            by_vm[each.member.vm_id] = task.id
     for wait in plan.skipped:
         vm = BackupJobRunVm(backupjobrun_id=run.id, vm_id=wait.vm_id)
         session.add(vm)
@@ -360,10 +429,20 @@ def _begin(session: Session, round_: _Round, run: BackupJobRun, job: BackupJob, 
     tasks.release(session, run_id=run.id)
 
 
+def _apart(job: BackupJob, plan: _Plan) -> list[str]:
+    """What a group was asked for of, and cannot be part of it."""
+    if not job.consistency_group or len(plan.placed) < 2:
+        return []
+    apart = [each.member for each in plan.placed if each.host is None]
+    kinds = {Source.VOLUME: "volume", Source.STORAGE: "VM"}
+    return [f"{kinds[m.source]} {m.vm_id} was taken from storage, outside the consistency group" for m in apart]
+
+
 def _vm_of_run(run: BackupJobRun, each: Placed) -> BackupJobRunVm:
     return BackupJobRunVm(
         backupjobrun_id=run.id,
         vm_id=each.member.vm_id,
+        source=each.member.source,
         name=each.name,
         host=each.host,
         excluded_disks=list(each.member.excluded_disks),
@@ -380,11 +459,14 @@ def _task(session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, eac
         exclude=each.member.excluded_disks,
         quiesce=job.quiesce,
         engine=job.engine,
+        source=each.member.source,
+        force=each.member.force,
         full=run.kind == BackupKind.FULL,
         parents=used.parents,
         reasons=used.reasons,
         history=used.history,
         clones=used.clones,
+        recorded=used.recorded,
         group=group,
         alone=job.on_vm_failure == "degrade",
         max_parallel_disks=job.max_parallel_disks,
@@ -398,6 +480,8 @@ def _task(session: Session, run: BackupJobRun, job: BackupJob, vault: Vault, eac
         vault_id=vault.id,
         vm_id=vm,
         host=each.host,
+        needs=None if each.host is not None else STORAGE,
+        placement=None if each.host is not None else job.placement,
         order=msgspec.to_builtins(order),
     )
 
@@ -408,7 +492,7 @@ def _told(session: Session, agents: Sequence[Service]) -> set[str]:
     waiting = Task.state == TaskState.READY, Task.host.is_(None), Task.not_before <= now()
     statement = select(Task).where(*waiting).order_by(Task.priority.desc(), Task.created_at).limit(_TOLD)
     for task in session.scalars(statement):
-        able = [a for a in willing(agents, task.placement) if a.load + told.get(a.host, 0) < a.capacity]
+        able = [a for a in willing(agents, task.placement, task.needs) if a.load + told.get(a.host, 0) < a.capacity]
         if able:
             best = min(able, key=lambda a: ((a.load + told.get(a.host, 0)) / a.capacity, a.id))
             told[best.host] = told.get(best.host, 0) + 1

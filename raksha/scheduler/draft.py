@@ -89,7 +89,7 @@ def _skew(session: Session, run_id: str, stored: Sequence[Stored]) -> tuple[floa
     group = groups.of_run(session, run_id)
     members = [] if group is None else groups.members(session, group.id)
     taken = [member.captured_at for member in members if member.captured_at is not None]
-    if len(taken) == len(stored) > 1:
+    if len(taken) == len(members) > 1:
         return (max(taken) - min(taken)) / SECOND, _error(members)
     times = [each.vm.taken_at for each in stored]
     return max(times) - min(times), None

@@ -24,7 +24,7 @@ from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
-from raksha.scheduler import collecting, committing, deleting, housekeeping, restore_start, retaining
+from raksha.scheduler import clearing, collecting, committing, deleting, housekeeping, restore_start, retaining
 from raksha.scheduler.about import about_run
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.advance import advance
@@ -71,6 +71,7 @@ class Loop:
             ("dispatch", self._dispatch),
             ("commit", self._commit),
             ("restore", self._restore),
+            ("clear", self._clear),
             ("delete", self._delete),
             ("retain", self._retain),
             ("collect", self._collect),
@@ -160,6 +161,9 @@ class Loop:
         if run.state == RunState.AVAILABLE:
             retaining.retain(self._database, self._settings, run.backupjob_id)
         self.wake()
+
+    def _clear(self) -> bool:
+        return self._background.submit("clear", lambda: clearing.clear(self._database, self._access))
 
     def _delete(self) -> int:
         """Runs whose deletion was begun."""

@@ -19,9 +19,11 @@ from sqlalchemy.orm import Session
 from raksha.db import backups
 from raksha.db.backups import Known
 from raksha.db.models import BackupJobRun
+from raksha.scheduler.recording import recorded
 from raksha.states import BackupKind, BackupState, PinHolder, Reason
 from raksha.tasks import Copy, SeenDisk
 from raksha.types import ResourceKey
+from raksha.vault.recorded import RecordedCopy
 
 #: copies of a disk that trackers may count from
 _HISTORY = 16
@@ -36,6 +38,7 @@ class Used(Struct, frozen=True):
     reasons: dict[str, Reason]
     history: tuple[Copy, ...]
     clones: tuple[Copy, ...]
+    recorded: tuple[RecordedCopy, ...]
 
 
 def base_key(path: str, size: int) -> str:
@@ -64,7 +67,13 @@ def choose(session: Session, run: BackupJobRun, vault_id: str, vm_id: str, disks
     clones = _clones(session, vault_id, vm_id, disks)
     wanted = [*parents.values(), *history, *clones]
     backups.pin(session, PinHolder.RUN, run.id, [each.copy.id for each in wanted])
-    return Used({disk: _named(each) for disk, each in parents.items()}, reasons, *map(_all_named, (history, clones)))
+    return Used(
+        {disk: _named(each) for disk, each in parents.items()},
+        reasons,
+        _all_named(history),
+        _all_named(clones),
+        recorded(session, [each.copy.id for each in wanted]),
+    )
 
 
 def _chain(newest: Known, known: Sequence[Known]) -> list[Known] | None:

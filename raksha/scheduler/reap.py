@@ -1,6 +1,7 @@
 """Looks after those who no longer do.
 
     a lease that is over    work of any agent: back to the queue under a new epoch, a few times, then failed
+                            or cancelled, where somebody has asked for that; failed when nobody is there who can
                             work of a host: its agent claims it again; failed when the host stays away too long
     a run nobody claims     back to the queue with all its tasks: its VMs may be elsewhere by now
     a group that is late    failed: all its members thaw (advance decides what becomes of the run)
@@ -29,6 +30,7 @@ from raksha.db.transition import transition
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
 from raksha.scheduler.about import about_task
 from raksha.scheduler.groups import LATE
+from raksha.scheduler.placement import able
 from raksha.states import RestoreState, RunState, ServiceKind, ServiceState, TaskKind, TaskState
 
 _log = logging.getLogger(__name__)
@@ -61,14 +63,19 @@ def reap(database: Database, settings: SchedulerSettings) -> Reaped:
     with database.reading() as session:
         over = tasks.expired(session, LOOKED_AT)
         gone = tasks.expired(session, LOOKED_AT, grace=settings.host_patience) + _left_behind(session, settings)
+        nobodys = _nobodys(session, settings)
         late = [group.id for group in groups.overdue(session, LOOKED_AT)]
-    free = [task for task in over if task.host is None and task.kind != TaskKind.CONSOLIDATE]
-    again = [task for task in free if task.attempts < settings.max_claims]
-    lost = [task for task in free if task.attempts >= settings.max_claims]
-    lost += [task for task in gone if task.host is not None]
+    free = [task for task in over if tasks.is_anybodys(task) and task.kind != TaskKind.CONSOLIDATE]
+    unwanted = [task for task in free if task.cancel_requested_at is not None]
+    again = [task for task in free if task.attempts < settings.max_claims and task not in unwanted]
+    lost = [task for task in free if task.attempts >= settings.max_claims and task not in unwanted]
+    lost += [task for task in gone if not tasks.is_anybodys(task)]
+    lost += nobodys
     # of a scheduler that died: another has begun anew
     lost += [task for task in over if task.kind == TaskKind.CONSOLIDATE]
     requeued = sum(_tried(database, partial(tasks.requeue, task=task)) for task in again)
+    for task in unwanted:
+        _tried(database, partial(tasks.give_up, task=task, to=TaskState.CANCELLED, error=None))
     give_up = partial(tasks.give_up, to=TaskState.ERROR, error=_LOST)
     failed = sum(_tried(database, partial(give_up, task=task)) for task in lost)
     for task in lost:
@@ -133,6 +140,17 @@ def _left_behind(session: Session, settings: SchedulerSettings) -> list[Task]:
     waiting = Task.state == TaskState.READY, Task.host.is_not(None), Task.created_at < old, ~exists().where(*agent)
     begun = BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state.not_in((RunState.READY, RunState.QUEUED))
     return list(session.scalars(select(Task).where(*waiting, exists().where(*begun)).limit(LOOKED_AT)))
+
+
+def _nobodys(session: Session, settings: SchedulerSettings) -> list[Task]:
+    """Claimable tasks that any agent could do that is capable of it, and that wait since long: there is no such agent,
+    and others of their run are under way."""
+    old = now() - literal(round(settings.host_patience * SECOND))
+    waiting = Task.state == TaskState.READY, Task.needs.is_not(None), Task.created_at < old
+    begun = BackupJobRun.id == Task.backupjobrun_id, BackupJobRun.state.not_in((RunState.READY, RunState.QUEUED))
+    found = list(session.scalars(select(Task).where(*waiting, exists().where(*begun)).limit(LOOKED_AT)))
+    agents = services.alive(session, ServiceKind.AGENT, settings.host_patience) if found else []
+    return [task for task in found if not able(agents, task.placement, task.needs)]
 
 
 # -- what is over -----------------------------------------------------------------------------------

@@ -26,25 +26,27 @@ _OVER = (RunState.AVAILABLE, RunState.DEGRADED, RunState.CANCELLED, RunState.ERR
 def tell_hosts(session: Session, run: BackupJobRun, number: int | None) -> set[str]:
     """A FINISH task for each VM that an agent has claimed; claimable at once. Which hosts. Again: no harm.
 
+    What any agent could have, and none has, is nobody's to finish: whoever had it has given it up.
+
     `number`: of the commit; it is told to those whose part is in it.
     """
     found = tasks.of_run(session, run.id)
     told = {task.vm_id for task in found if task.kind == TaskKind.FINISH}
     hosts = set()
     for task in found:
-        if task.kind == TaskKind.BACKUP and task.epoch > 0 and task.vm_id not in told:
-            hosts.add(_tell(session, run, task, number if task.state == TaskState.DONE else None))
+        if task.kind == TaskKind.BACKUP and task.epoch > 0 and task.host is not None and task.vm_id not in told:
+            _tell(session, run, task, number if task.state == TaskState.DONE else None)
+            hosts.add(task.host)
     return hosts
 
 
-def _tell(session: Session, run: BackupJobRun, task: Task, number: int | None) -> str:
+def _tell(session: Session, run: BackupJobRun, task: Task, number: int | None) -> None:
     order = FinishOrder(backupjob=run.backupjob_id, backupjobrun=run.id, vm=task.vm_id or "", number=number)
     made = tasks.add(
         session, kind=TaskKind.FINISH, project_id=run.project_id, backupjobrun_id=run.id, vm_id=task.vm_id,
         host=task.host, priority=PRIORITY, order=msgspec.to_builtins(order),
     )  # fmt: skip
     transition(session, Task, made.id, TaskState.READY)
-    return task.host or ""
 
 
 def release_when_over(session: Session, run_id: str) -> bool:

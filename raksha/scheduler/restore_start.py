@@ -31,6 +31,7 @@ from raksha.db.transition import transition
 from raksha.errors import RowNotFound, StateConflict
 from raksha.scheduler import restoring
 from raksha.scheduler.placement import willing
+from raksha.scheduler.recording import machine_digest, recorded
 from raksha.states import PinHolder, RestoreState, RunState, ServiceKind, ServiceState, TaskKind
 from raksha.tasks import CLOUD_KINDS, RestoreOrder
 
@@ -118,6 +119,8 @@ def _start(session: Session, restore: Restore, alive: Mapping[str, Service], set
         order = RestoreOrder(
             restore=restore.id, backupjob=found.backupjob_id, backupjobrun=found.id, vm=vm["vm"],
             disks=tuple(vm["disks"]), target=_target(restore.target, vm),
+            recorded=recorded(session, _read(session, found.id, [vm])),
+            machine_digest=machine_digest(session, found.id, vm["vm"]),
         )  # fmt: skip
         tasks.add(
             session, kind=TaskKind.RESTORE, project_id=restore.project_id, restore_id=restore.id,
@@ -153,7 +156,8 @@ def _target(target: Mapping[str, Any], vm: Mapping[str, Any]) -> dict[str, Any]:
     """Of one VM."""
     named = {"kind": target["kind"], "name": vm.get("name")}
     if target["kind"] in CLOUD_KINDS:
-        return {**named, "start": target["start"], **target["cloud"]}
+        over = {"overwrite": vm["overwrite"]} if vm.get("overwrite") else {}
+        return {**named, "start": target["start"], **target["cloud"], **over}
     return {**named, **{key: target[key] for key in ("directory", "format", "start") if target.get(key) is not None}}
 
 

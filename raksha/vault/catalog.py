@@ -1,7 +1,8 @@
 """What is in a vault, read from the vault alone: runs, disks, chains, machines.
 
 Promises: a restore point is listed only if its `run.json` can be read, and it is said if one cannot; everything
-returned was validated.
+returned was validated, and says of itself that it belongs where it stands: a document that was put in the place of
+another is refused. What a `Record` knows counts before what the vault says.
 Does not promise: to see a commit that another process made a moment ago (listings may lag), hence nothing is
 decided on a run being absent here. What a name leads to is always read by that name.
 """
@@ -38,6 +39,7 @@ from raksha.vault.metadata import (
     VmSummary,
     decode,
 )
+from raksha.vault.recorded import Record
 from raksha.vault.segment import ClusterHasher
 from raksha.vault.store import BACKUPS, Store
 
@@ -57,17 +59,29 @@ class Listing(Struct, frozen=True):
 class Catalog:
     """The reading side of a vault. Safe to use from several threads."""
 
-    def __init__(self, store: Store, vault: VaultDocument, *, planned: KeyDocument | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        vault: VaultDocument,
+        *,
+        planned: KeyDocument | None = None,
+        record: Record | None = None,
+    ) -> None:
         self.store = store
         self.vault = vault
+        self._record = record or Record(())
         #: the first key of a vault that is still to be made; nothing can be in it
         self.planned = planned
         self._hashers: dict[str, ClusterHasher] = {}
 
     @classmethod
-    def open(cls, store: Store) -> Catalog:
+    def open(cls, store: Store, record: Record | None = None) -> Catalog:
         """Raises `VaultNotFound`, `VaultForeign`, `VaultNewer`, `VaultUnavailable` and the like."""
-        return cls(store, read_vault(store))
+        return cls(store, read_vault(store), record=record)
+
+    def recorded(self, record: Record) -> Catalog:
+        """The same vault, with what somebody knows of it."""
+        return Catalog(self.store, self.vault, planned=self.planned, record=record)
 
     # -- runs -------------------------------------------------------------------------------------
 
@@ -97,9 +111,13 @@ class Catalog:
 
     def _run_if_there(self, name: str) -> RunDocument | None:
         try:
-            return decode(self.store.get(name), RunDocument, name)
+            found = decode(self.store.get(name), RunDocument, name)
         except ObjectMissing:  # a listing may still name what was deleted
             return None
+        if f"{BACKUPS}/{found.backupjob}/{found.backupjobrun}/{names.RUN_FILE}" != name:
+            raise MetadataInvalid(name=name, detail=f"it is that of run {found.backupjobrun}")
+        self._record.check_run(found)
+        return found
 
     def run(self, backupjob: str, backupjobrun: str) -> RunDocument | None:
         """One restore point by its exact ids, or None."""
@@ -141,7 +159,10 @@ class Catalog:
     def metadata(self, resource: ResourceKey) -> BackupMetadata:
         """Raises `ObjectMissing`, `MetadataInvalid`."""
         name = names.metadata(resource)
-        return decode(self.store.get(name), BackupMetadata, name)
+        found = decode(self.store.get(name), BackupMetadata, name)
+        if found.resource_key != resource:
+            raise MetadataInvalid(name=name, detail=f"it is that of another copy, of run {found.backupjobrun}")
+        return self._record.counts(found)
 
     def chain(self, resource: ResourceKey) -> list[BackupMetadata]:
         """A disk copy and all that it builds on, oldest first. Raises `ParentMissing` naming what is lost."""
@@ -178,13 +199,20 @@ class Catalog:
 
     def machine(self, run: RunDocument, vm: VmSummary) -> VMMetadata:
         name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
-        return decode(self.store.get(name), VMMetadata, name)
+        data = self.store.get(name)
+        self._record.check_machine(name, data)
+        found = decode(data, VMMetadata, name)
+        if found.vm != vm.vm:
+            raise MetadataInvalid(name=name, detail=f"it is that of VM {found.vm}")
+        return found
 
     def hasher(self, key_id: str) -> ClusterHasher:
         """For clusters of maps that name this key."""
         if key_id not in self._hashers:
             name = names.key(key_id)
             document = decode(self.store.get(name), KeyDocument, name)
+            if document.id != key_id:
+                raise MetadataInvalid(name=name, detail=f"it is key {document.id}")
             self._hashers[key_id] = ClusterHasher(bytes.fromhex(document.key))
         return self._hashers[key_id]
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from raksha.errors import MetadataInvalid
-from raksha.server import Server
+from raksha.server import AttachedVolume, Server
 from raksha.states import BackupKind, Consistency, ReadMode, Reason
 from raksha.types import Geometry, ResourceKey
 
@@ -150,6 +150,18 @@ class VMMetadata(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes] = {}
     #: as the cloud knows it; None: it is not of a cloud, or the cloud could not be asked
     server: Server | None = None
+    #: of a volume that stands in the place of a VM. Then, and of servers taken from storage, `domain_xml` is empty
+    volume: AttachedVolume | None = None
+
+    def volume_of(self, resource: str, serial: str | None) -> AttachedVolume | None:
+        """Which volume a disk was, as far as a cloud has told. `serial`: what the definition says of the disk."""
+        if self.volume is not None:
+            return self.volume
+        if self.server is None:
+            return None
+        if self.domain_xml:
+            return self.server.volume_of(serial)
+        return self.server.volume_at(resource)
 
 
 class ResourceSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,7 +247,7 @@ def decode(data: bytes, kind: type[T], name: str) -> T:
     """Raises `MetadataInvalid` naming the object, also for a format that this code does not know."""
     try:
         document: T = _DECODERS[kind].decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MetadataInvalid(name=name, detail=str(error)) from error
     # vault.json is refused by name: `VaultNewer`
     if kind is not VaultDocument and getattr(document, "format", FORMAT) > FORMAT:

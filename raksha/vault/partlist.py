@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from raksha.errors import BadName, ObjectCorrupt, ObjectTruncated
-from raksha.vault.store import Part, split_name
+from raksha.vault.store import WHOLE_LIMIT, Part, split_name
 
 #: how deep manifests may be nested (Swift's limit)
 MAX_DEPTH = 10
@@ -34,7 +34,10 @@ def total(parts: Sequence[Part]) -> int:
 
 
 def clip(name: str, size: int, offset: int, length: int | None) -> int:
-    """The number of bytes that a read of an object of `size` returns. Raises `ObjectTruncated` when it is shorter."""
+    """The number of bytes that a read of an object of `size` returns. Raises `ObjectTruncated` when it is shorter,
+    `ObjectCorrupt` when it is larger than anything that is read whole."""
+    if length is None and size - offset > WHOLE_LIMIT:
+        raise ObjectCorrupt(name=name, detail=f"it has {size} bytes, more than anything of its kind")
     wanted = offset + (length or 0)
     if size < wanted:
         raise ObjectTruncated(name=name, wanted=wanted, got=size)
@@ -70,7 +73,7 @@ def from_json(name: str, data: bytes) -> list[Part]:
         rows = json.loads(data)["parts"]
         parts = [_part(row) for row in rows]
         check(parts, len(parts))
-    except (ValueError, TypeError, KeyError, BadName) as error:
+    except (ValueError, TypeError, KeyError, RecursionError, BadName) as error:
         raise ObjectCorrupt(name=name, detail=f"its part list cannot be read ({error})") from error
     return parts
 

@@ -31,6 +31,10 @@ BACKUPS = "backupjobs"
 SEGMENTS = "backupjobs_segments"
 CONTAINERS = (BACKUPS, SEGMENTS)
 
+#: most bytes of an object that is read whole: a segment has up to 64 MiB of clusters and what zstd may add. Whoever may
+#: write to the place can put objects of any size under our names
+WHOLE_LIMIT = 72 << 20
+
 
 class ObjectInfo(Struct, frozen=True):
     """What `head` tells of an object."""
@@ -74,7 +78,10 @@ class Store(Protocol):
         """Store `size` bytes from the position of a seekable file, without holding them in memory."""
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes `[offset, offset + length)`, or everything from `offset`. A manifest reads as what it assembles to."""
+        """Bytes `[offset, offset + length)`, or everything from `offset`. A manifest reads as what it assembles to.
+
+        Raises `ObjectCorrupt` for more than `WHOLE_LIMIT` bytes where no length is given: nothing of ours is so large.
+        """
 
     def head(self, name: str) -> ObjectInfo:
         """Raises `ObjectMissing`."""

@@ -26,7 +26,7 @@ from raksha.errors import BadName, ObjectCorrupt, ObjectMissing, ObjectTruncated
 from raksha.types import Buffer
 from raksha.vault import partlist
 from raksha.vault.credentials import Credentials
-from raksha.vault.store import CONTAINERS, ObjectInfo, Part, check_range, split_name
+from raksha.vault.store import CONTAINERS, WHOLE_LIMIT, ObjectInfo, Part, check_range, split_name
 from raksha.vault.swift_account import Account, HttpConn
 from raksha.vault.swift_errors import translated, verdict
 
@@ -155,7 +155,8 @@ class SwiftStore:
 
     def _get_range(self, name: str, offset: int, length: int | None, headers: Mapping[str, str]) -> bytes:
         last = "" if length is None else offset + length - 1
-        answer, body = self._download(name, {**headers, "Range": f"bytes={offset}-{last}"})
+        most = max(length or 0, WHOLE_LIMIT)
+        answer, body = self._download(name, {**headers, "Range": f"bytes={offset}-{last}"}, most=most)
         size = _whole_size(answer)
         if answer.get("content-range", "").startswith("bytes */") or size < offset:
             # nothing of the range is there
@@ -168,23 +169,30 @@ class SwiftStore:
             raise VaultUnavailable(url=self.url, detail=f"{len(body)} bytes of {name} came in place of {wanted}")
         return body
 
-    def _download(self, name: str, headers: Mapping[str, str], query: str = "") -> tuple[Mapping[str, str], bytes]:
-        """Headers and body, all of it; with 416 the headers alone."""
+    def _download(
+        self, name: str, headers: Mapping[str, str], query: str = "", most: int = WHOLE_LIMIT
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Headers and body, all of it; with 416 the headers alone. Raises `ObjectCorrupt` for over `most` bytes."""
         container, key = self._place(name)
         seen: dict[str, Any] = {}
 
         def call(url: str, token: str, conn: HttpConn) -> tuple[Mapping[str, str], bytes]:
             try:
-                found: tuple[Mapping[str, str], bytes] = client.get_object(
-                    url, token, container, key, conn, query_string=query, response_dict=seen, headers=dict(headers)
+                answer, stream = client.get_object(
+                    url, token, container, key, conn, 1, query, response_dict=seen, headers=dict(headers)
                 )
             except ClientException as error:
                 if error.http_status != 416:
                     raise
                 return error.http_response_headers, b""
-            if len(found[1]) != _stated_length(found[0]):
-                raise ConnectionError(f"{name} broke off after {len(found[1])} bytes")
-            return found
+            size = _stated_length(answer)
+            if size > most or answer.get("content-encoding", "identity") != "identity":
+                stream.close()  # without reading it: somebody put a bomb there
+                raise ObjectCorrupt(name=name, detail=f"it has {size} bytes or is packed, unlike anything of its kind")
+            body = stream.read()
+            if len(body) != size:
+                raise ConnectionError(f"{name} broke off after {len(body)} bytes")
+            return answer, body
 
         try:
             return self._ask(call, name)
@@ -242,7 +250,7 @@ class SwiftStore:
         try:
             rows = [(self._part(row), str(row["hash"])) for row in json.loads(body)]
             partlist.check([part for part, _ in rows], len(rows))
-        except (ValueError, TypeError, KeyError, BadName) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, BadName) as error:
             raise ObjectCorrupt(name=name, detail=f"its part list cannot be read ({error})") from error
         return rows
 

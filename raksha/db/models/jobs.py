@@ -16,6 +16,7 @@ from raksha.states import (
     Reason,
     RunState,
     RunVmState,
+    Source,
     Trigger,
 )
 
@@ -83,8 +84,11 @@ class BackupJob(Base):
     trust_id: Mapped[Name | None]
     #: by which it acted before others took it over; they are to be ended
     former_trusts: Mapped[Document] = mapped_column(default=list)
+    #: when it is looked at what stayed in the cloud of volumes that it names no more; None: there is nothing
+    clear_at: Mapped[Micros | None]
 
     __table_args__ = options(
+        Index(None, "clear_at"),
         Index(None, "project_id", "created_at", "id"),
         Index(None, "project_id", "name", "id"),
         Index(None, "state", "next_run_at"),
@@ -92,13 +96,17 @@ class BackupJob(Base):
 
 
 class BackupJobVm(Base):
-    """A VM that a job names."""
+    """A VM that a job names, or a volume in the place of one."""
 
     __tablename__ = "backupjob_vms"
 
     id: Mapped[Id]
     backupjob_id: Mapped[str] = refers("backupjobs.id")
     vm_id: Mapped[Text36]
+    #: of a VOLUME, `vm_id` is the volume's
+    source: Mapped[Source] = mapped_column(Word(Source), default=Source.HYPERVISOR)
+    #: volumes may be in use by a server
+    force: Mapped[bool] = mapped_column(Boolean, default=False)
     #: names of disks that are left out
     excluded_disks: Mapped[Document] = mapped_column(default=list)
     position: Mapped[int] = mapped_column(Integer, default=0)
@@ -182,14 +190,16 @@ class BackupJobRun(Base):
 
 
 class BackupJobRunVm(Base):
-    """A VM in a run."""
+    """A VM in a run, or a volume in the place of one."""
 
     __tablename__ = "backupjobrun_vms"
 
     id: Mapped[Id]
     backupjobrun_id: Mapped[str] = refers("backupjobruns.id")
     vm_id: Mapped[Text36]
+    source: Mapped[Source] = mapped_column(Word(Source), default=Source.HYPERVISOR)
     name: Mapped[Name | None]
+    #: of what is taken from storage: of the agent that has it, or had it last
     host: Mapped[Name | None]
     state: Mapped[RunVmState] = mapped_column(Word(RunVmState), default=RunVmState.PENDING)
     excluded_disks: Mapped[Document] = mapped_column(default=list)

@@ -58,6 +58,8 @@ class Task(Base):
     vm_id: Mapped[Text36 | None]
     #: only the agent of this host may claim it; None: any agent that the placement allows
     host: Mapped[Name | None]
+    #: what an agent must be capable of (`storage`). Such a task is bound to a host only while its agent has it
+    needs: Mapped[str | None] = mapped_column(String(32))
     placement: Mapped[Document | None]
     priority: Mapped[int] = mapped_column(Integer, default=0)
     not_before: Mapped[Micros] = mapped_column(default=0)
@@ -74,11 +76,17 @@ class Task(Base):
     #: number of the last report of this epoch that was taken: older and repeated ones change nothing
     report_number: Mapped[Count]
     progress: Mapped[Document | None]
+    #: of a backup from storage, what it has in the cloud for the time being, by volume: `temp_snapshot_id`,
+    #: `temp_volume_id`, `attachments`, `previous_status`. None: nothing
+    temporary: Mapped[Document | None]
+    #: when it is looked at whether that is left over; None: there is nothing
+    clear_at: Mapped[Micros | None]
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Micros | None]
     finished_at: Mapped[Micros | None]
 
     __table_args__ = options(
+        Index(None, "clear_at"),
         Index(None, "state", "host", "priority", "created_at"),
         Index(None, "state", "lease_until"),
         Index(None, "backupjobrun_id"),

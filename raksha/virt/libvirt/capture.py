@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.overlay_file import is_the_one
 from raksha.virt.libvirt.recover import after_death
 from raksha.virt.libvirt.space import SpaceWatch
-from raksha.virt.libvirt.survey import Survey, SurveyedDisk
+from raksha.virt.libvirt.survey import OURS, Survey, SurveyedDisk
 from raksha.virt.libvirt.trace import note_base, of_layer
 
 #: from so many frozen layers of ours on, a failed run merges them into one
@@ -41,11 +41,11 @@ class OfflineWatch:
     def __init__(self, guest: Guest, found: Survey) -> None:
         """Raises `VmBusy` if it runs on another host, as far as the file system tells."""
         self._guest = guest
-        for disk in found.disks:
-            if is_written(disk.chain[0].path) and not guest.is_active():
-                detail = f"{disk.chain[0].path} is being written to by a QEMU that is not known here"
-                raise VmBusy(vm=guest.name, detail=detail)
-        self._layers = [layer for disk in found.disks for layer in disk.chain]
+        # of a network disk nobody tells who has it open, or when it was written to last
+        self._layers = [layer for disk in found.disks for layer in disk.chain if layer.kind in OURS]
+        for layer in (disk.chain[0] for disk in found.disks):
+            if layer in self._layers and is_written(layer.path) and not guest.is_active():
+                raise VmBusy(vm=guest.name, detail=f"{layer.path} is being written to by a QEMU that is not known here")
         self._stack = ExitStack()
         self._started = self._stack.enter_context(guest.start_events())
         self._before = stamps(self._layers)
@@ -129,13 +129,17 @@ class OverlayCapture:
         taken_at: float,
         definition: str,
         warnings: list[str],
+        give_back: Callable[[], list[str]] | None = None,
     ) -> None:
+        """`give_back`: of a VM that must keep no overlay, called as soon as everything is read: merges them all."""
         self._guest = guest
         self._request = request
         self._survey = found
         self._journal = journal
         self._settings = settings
         self._offline = offline
+        self._give_back = give_back if offline is None else None
+        self._keeps_none = give_back is not None
         self._warnings = [*warnings, *freezer.warnings]
         self._lock: Lock | None = None
         self._servers = ExitStack()
@@ -186,6 +190,8 @@ class OverlayCapture:
 
     def _tracker(self, disk: SurveyedDisk) -> Tracker | None:
         """What counts from this run: its own overlay, or the one that a VM that is shut off will go on with."""
+        if self._keeps_none:
+            return None
         own = disk.lineage.own if self._offline else self._made(disk.target)
         return of_layer(own[0]) if own else None
 
@@ -200,6 +206,10 @@ class OverlayCapture:
         return {layer.target: layer.file.path for layer in layers if layer.run == self._request.backupjobrun}
 
     def check(self) -> None:
+        self._check()
+        self._return()
+
+    def _check(self) -> None:
         self._space.check()
         if self._offline is not None:
             self._offline.check()
@@ -236,8 +246,26 @@ class OverlayCapture:
             return all(guest.uuid != self._guest.uuid for guest in self._guest.neighbours())
         return False
 
+    def _return(self) -> None:
+        """Everything is read, or nothing more will be: a VM that must keep no overlay gets rid of its own."""
+        if self._give_back is None:
+            return
+        self._close()
+        try:
+            self._give_back()
+        except (RakshaError, OSError) as error:  # tried again at the end of the run, and by recovery
+            self._warnings.append(f"an overlay is still there: {error}")
+        else:
+            self._give_back = None
+
     def finish(self) -> list[str]:
         self._close()
+        if self._keeps_none:
+            try:
+                self._return()
+            finally:
+                self._unlock()
+            return self._warnings
         try:
             if self._offline is None and self._left_host():
                 self._warnings.append(f"{self._guest.name} has left this host; where it is now, the next run goes on")
@@ -275,6 +303,9 @@ class OverlayCapture:
     def abandon(self) -> None:
         self._close()
         try:
+            if self._keeps_none:
+                self._return()
+                return
             for disk in self._survey.disks:
                 self._thin_out(disk)
         finally:
@@ -282,7 +313,10 @@ class OverlayCapture:
 
     def let_go(self) -> None:
         self._close()
-        self._unlock()
+        try:
+            self._return()
+        finally:
+            self._unlock()
 
     def _thin_out(self, disk: SurveyedDisk) -> None:
         """A vault that is away for long must not make chains grow for ever: merge into the oldest layer of ours.

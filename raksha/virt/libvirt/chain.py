@@ -93,6 +93,8 @@ def _is_block(path: str) -> bool:
 
 def follow(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
     """The whole chain of a disk of a VM that is shut off, from what its definition says. Raises `ChainBroken`."""
+    if layers[0].kind == "network" and len(layers) == 1:
+        return layers  # it has no header that could be read here
     chain = [layers[0]]
     while (below := backing_of(chain[-1])) is not None:
         stated = layers[len(chain)] if len(chain) < len(layers) else None

@@ -33,6 +33,7 @@ class Do(StrEnum):
     REDEFINE = "make the definition name the chain that holds the VM's data"
     PUT_BACK = "put the overlay back into the chain: QEMU died before all of it was merged"
     ADOPT = "note that the overlay is part of the chain"
+    DOUBT = "note that the overlay is part of the chain, and may lack what was written since"
     FORGET = "forget the overlay, whose file is gone"
     DISCARD = "put the overlay away: nothing needs it"
     ORPHAN = "keep the overlay as an orphan: the VM was started below it"
@@ -272,6 +273,9 @@ def _place(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> tuple
         if layer.state is LayerState.MERGED:
             note = f"{path} was merged, and somebody put it back into the chain"
             return Action(Do.ORPHAN, layer.target, (path,)), note
+        if layer.state is LayerState.MERGING and _left_unseen(seen, overlay, intents):
+            note = f"the VM may have run without {path} before it was started again; the next backup compares"
+            return Action(Do.DOUBT, layer.target, (path,)), note
         unsure = layer.state in (LayerState.PLANNED, LayerState.MERGING)
         return (Action(Do.ADOPT, layer.target, (path,)) if unsure else None), None
     if any(disk.headers is None and disk.target == layer.target for disk in seen.disks):
@@ -286,6 +290,14 @@ def _place(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> tuple
     how = f"was started below {path}" if attached else f"was taken out of the VM without {path} being merged"
     note = f"disk {layer.target} {how}; what the VM wrote into that file since is only there"
     return (None if layer.state is LayerState.ORPHAN else Action(Do.ORPHAN, layer.target, (path,))), note
+
+
+def _left_unseen(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> bool:
+    """Whether a QEMU that is no more may have gone on below an overlay: it was asked to, and libvirtd died before it
+    noted that. What the guest wrote then is in no overlay."""
+    running = {process.identity for process in seen.processes}
+    asked = [i for i in intents if i.operation == "pivot" and i.target == overlay.layer.target]
+    return any(intent.detail.get("process") not in running for intent in asked)
 
 
 def _was_merged(seen: Seen, overlay: SeenOverlay, intents: Sequence[Intent]) -> bool:

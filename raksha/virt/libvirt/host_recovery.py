@@ -15,10 +15,12 @@ from raksha.errors import NeedsAttention, RakshaError, VmGone, VmNotFound
 from raksha.journal import Journal, LayerState
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.decide import Action, Plan
+from raksha.virt.libvirt.domain_xml import parse_domain
 from raksha.virt.libvirt.fence import Fence
 from raksha.virt.libvirt.observe import Seen, SeenFile
 from raksha.virt.libvirt.pull_recover import PULL
 from raksha.virt.libvirt.recover import look, reconcile
+from raksha.virt.libvirt.release import Release
 from raksha.virt.libvirt.trash import Trash
 
 
@@ -76,14 +78,24 @@ def _recover(connection: Connection, journal: Journal, settings: Settings, uuid:
         with journal.vm_lock(guest.uuid, guest.name):
             seen, plan = look(guest, journal)
             actions = [*_told(plan.actions), *_pull(journal, uuid)]
+            if keeps := _must_not_keep(guest, journal):
+                actions.append("merge the overlays, for Nova would start the VM below them")
             if dry_run:
                 return _record(guest, seen, actions, plan.notes, _first(plan))
             notes = reconcile(guest, journal, settings)
+            if keeps:
+                notes += Release(connection, guest, journal, settings)()
             seen, _ = look(guest, journal)
             return _record(guest, seen, actions, notes, None)
     except RakshaError as error:
         trouble = error
     return VmRecovery(uuid, guest.name, guest.power(), (), tuple(actions), tuple(notes), trouble)
+
+
+def _must_not_keep(guest: Guest, journal: Journal) -> bool:
+    """Whether it has overlays of a run that was killed, and is a VM that must have none between runs."""
+    left = any(layer.state is not LayerState.MERGED for layer in journal.layers(guest.uuid))
+    return left and parse_domain(guest.inactive_xml()).nova
 
 
 def _first(plan: Plan) -> NeedsAttention | None:

@@ -73,3 +73,14 @@ def commit(path: str, base: str, timeout: float) -> None:
     For a VM that is shut off. Fails if any process has a layer open.
     """
     _change(["commit", "-q", "-d", "-f", "qcow2", "-b", base, path], timeout=timeout, cpu=None)
+
+
+def speaks_to_ceph() -> bool:
+    """Whether QEMU has what reads and writes images of Ceph: only then it looks for Ceph's configuration."""
+    nowhere = {"driver": "rbd", "pool": "-", "image": "-", "conf": "/nonexistent"}
+    try:
+        _run(["info", "json:" + json.dumps(nowhere)], timeout=_QUICK, cpu=None)
+    except ImageToolFailed as error:
+        # a module of QEMU that is not installed is named by its file
+        return not any(said in str(error) for said in ("Unknown driver", "Unknown protocol", "block-rbd"))
+    return True

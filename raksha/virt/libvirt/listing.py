@@ -13,7 +13,7 @@ from raksha.virt.capture import BaseImage
 from raksha.virt.libvirt.capture import base_image_of
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
-from raksha.virt.libvirt.survey import Demands, check_disk, check_vm, is_candidate
+from raksha.virt.libvirt.survey import Demands, check_disk, check_vm, is_candidate, is_config_drive
 
 
 class DiskEntry(Struct, frozen=True):
@@ -105,7 +105,9 @@ def _disk(
     counts: tuple[str, ...] = ()
     layers = 0
     reason: str | None = None
-    if not is_candidate(disk):
+    if is_config_drive(disk, inactive):
+        reason = "a config drive, which Nova makes anew"
+    elif not is_candidate(disk):
         reason = "it has no medium" if not disk.layers else "read-only" if disk.device == "disk" else f"a {disk.device}"
     else:
         try:

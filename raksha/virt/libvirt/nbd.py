@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +91,8 @@ class Source(Protocol):
 class Server:
     """`qemu-nbd` over one chain, and a dirty `bitmap` of its top. Raises `CaptureFailed` when it cannot open it.
 
+    `chain` may also be a node of QEMU's block layer, for what is no file or device of this host.
+
     `explain` is called when a read fails; it may raise an error that says more.
     """
 
@@ -100,7 +102,7 @@ class Server:
         self,
         vm: str,
         target: str,
-        chain: Sequence[Layer],
+        chain: Sequence[Layer] | Mapping[str, Any],
         *,
         share: bool,
         connections: int,
@@ -111,12 +113,13 @@ class Server:
         self.changes: str | None = DIRTY + bitmap if bitmap else _DEPTH
         self.explain = explain
         self.target = target
-        self._directory, self._held = _own_directory()
+        self._directory, self._held = own_directory()
         self.socket = self._directory / "nbd"
         self._errors = self._directory / "errors"
         command = ["qemu-nbd", "--read-only", "--allocation-depth", "--persistent", f"--shared={connections}"]
         command += ["--bitmap", bitmap] if bitmap else []
-        command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(node(chain, share=share))]
+        described = chain if isinstance(chain, Mapping) else node(chain, share=share)
+        command += ["--socket", str(self.socket), "--cache=writeback", "json:" + json.dumps(described)]
         environment = os.environ | {"GLIBC_TUNABLES": _TUNABLES}
         with self._errors.open("wb") as errors:
             self._process = spawn(
@@ -182,7 +185,7 @@ def _run_dir() -> str:
     return wanted if wanted and len(wanted) < 60 and os.access(wanted, os.W_OK) else "/tmp"  # noqa: S108
 
 
-def _own_directory() -> tuple[Path, int]:
+def own_directory() -> tuple[Path, int]:
     """A new directory for a socket, and a descriptor that holds its lock: whoever gets the lock knows that we are dead.
 
     Not by the process id: another container may share the directory and not see our processes.

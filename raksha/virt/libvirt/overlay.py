@@ -7,6 +7,10 @@ durable, the layers older than its own overlay are merged into the VM's own file
 A VM that is shut off is read as it lies, without locks and without a snapshot: its start is never blocked. If it was
 started meanwhile, what was read is discarded.
 
+A VM of Nova keeps none: Nova would start its disks below it. Its overlays are merged as soon as everything is read, and
+each run compares. Until then Nova must not start it again: what was written since would be lost. So for these VMs this
+engine is used only where it is asked for by name.
+
 Not promised: anything about disks that are left out; that a layer is small (a busy guest between rare runs makes it
 as large as what it wrote).
 """
@@ -14,6 +18,7 @@ as large as what it wrote).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
@@ -84,6 +89,8 @@ class OverlayEngine:
                 found = survey(guest, self._journal, OverlayDemands(), request.exclude)
             freezer = Freezer(guest, self.connection.uri, request.quiesce, self._settings, self._journal)
             prepared = OverlayPrepared(guest, request, found, freezer, lock, self._journal, self._settings, warnings)
+            if found.inactive.nova:
+                prepared.give_back = Release(self.connection, guest, self._journal, self._settings)
         except BaseException:
             lock.release()
             raise
@@ -110,6 +117,8 @@ class OverlayPrepared:
         warnings: list[str],
     ) -> None:
         self.vm_name = guest.name
+        #: of a VM that must keep no overlay: merges them all
+        self.give_back: Callable[[], list[str]] | None = None
         self._guest = guest
         self._request = request
         self._survey = found
@@ -249,6 +258,7 @@ class OverlayPrepared:
             taken_at=self._taken_at,
             definition=self._definition,
             warnings=self._warnings,
+            give_back=self.give_back,
         )
         capture.take_over(self._lock)
         return capture

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer
 from raksha.virt.libvirt.layer_header import LayerHeader
-from raksha.virt.libvirt.survey import FORMATS, OURS
+from raksha.virt.libvirt.survey import FORMATS, LIVE_ONLY, OURS
 
 
 class OverlayDemands:
     """Fulfils `Demands`."""
 
-    def vm(self, inactive: Domain) -> str | None:
-        if inactive.nova:
-            return "Nova manages it, and would start its disks below our overlay at the next hard reboot"
+    def vm(self, inactive: Domain) -> str | None:  # noqa: ARG002
         return None
 
     def disk(self, disk: Disk, *, active: bool) -> str | None:  # noqa: ARG002
@@ -21,7 +19,9 @@ class OverlayDemands:
                 return f"{layer.path} is of type {layer.kind}; only files and block devices can be"
         return None
 
-    def running(self, disk: Disk, inactive: Disk) -> str | None:
+    def running(self, disk: Disk, inactive: Disk | None, *, nova: bool) -> str | None:  # noqa: ARG002
+        if inactive is None:
+            return LIVE_ONLY
         # libvirt moves the definition to an overlay only where both spell the source alike. Else the next cold
         # boot starts below the overlay and loses data.
         if inactive.top.path != disk.top.path:

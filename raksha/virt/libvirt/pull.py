@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 from raksha.config import Settings
 from raksha.errors import CaptureFailed, LayerUnknown, LibvirtFailed
@@ -34,11 +35,11 @@ from raksha.virt.libvirt.pull_capture import PullCapture, Taken
 from raksha.virt.libvirt.pull_recover import PULL
 from raksha.virt.libvirt.pull_release import release_bitmaps
 from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
-from raksha.virt.libvirt.pull_survey import PullDemands, below, can_hold_bitmap
+from raksha.virt.libvirt.pull_survey import PullDemands, below, can_hold_bitmap, lying
 from raksha.virt.libvirt.pull_tracker import Decision, Found, counting, decide
 from raksha.virt.libvirt.pull_xml import BackupDisk, backup_xml, bitmap_name, checkpoint_xml
 from raksha.virt.libvirt.recover import adopted, reconcile
-from raksha.virt.libvirt.survey import Survey, SurveyedDisk, survey
+from raksha.virt.libvirt.survey import OURS, Survey, SurveyedDisk, survey
 
 #: QEMU counts disks in these, and rounds a raw file up
 _SECTOR = 512
@@ -155,7 +156,7 @@ class PullPrepared:
         bases = {disk.target: disk.lineage.base for disk in self._survey.disks if disk.lineage.own}
         self._definition = own_sources(self._guest.inactive_xml(secrets=True), bases)
         for disk in self._survey.disks:
-            self._sizes[disk.target] = -(-self._guest.capacity(disk.target) // _SECTOR) * _SECTOR
+            self._sizes[disk.target] = -(-self._capacity(disk) // _SECTOR) * _SECTOR
         try:
             if self._survey.active:
                 self._ready_online()
@@ -165,6 +166,15 @@ class PullPrepared:
             raise CaptureFailed(vm=self.vm_name, detail=f"its backup cannot be prepared: {error}") from error
 
     # -- a VM that is shut off ----------------------------------------------------------------------
+
+    def _capacity(self, disk: SurveyedDisk) -> int:
+        """Bytes. At a network disk libvirt looks only while the VM runs."""
+        if self._survey.active or disk.disk.top.kind in OURS:
+            return self._guest.capacity(disk.target)
+        with closing(
+            nbd.Server(self.vm_name, disk.target, lying(self._guest, disk), share=True, connections=1)
+        ) as there:
+            return there.size
 
     def _ready_offline(self) -> None:
         self._offline = OfflineWatch(self._guest, self._survey)

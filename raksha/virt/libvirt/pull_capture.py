@@ -21,6 +21,7 @@ from raksha.virt.libvirt.extents import extents
 from raksha.virt.libvirt.freeze import Freezer
 from raksha.virt.libvirt.machine import read_machine
 from raksha.virt.libvirt.pull_session import Session, drop_bitmaps
+from raksha.virt.libvirt.pull_survey import lying
 from raksha.virt.libvirt.pull_tracker import Decision
 from raksha.virt.libvirt.pull_xml import export_bitmap
 from raksha.virt.libvirt.release import Release
@@ -183,7 +184,7 @@ class PullCapture:
         server = nbd.Server(
             self._guest.name,
             disk.target,
-            disk.chain,
+            lying(self._guest, disk),
             share=True,
             connections=2 * self._settings.workers + 4,
             bitmap=decision.bitmap,

@@ -7,14 +7,19 @@ rebuilds the definition (Nova) does no harm. Changes nothing.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from raksha.errors import DiskUnsupported
 from raksha.virt.libvirt.chain import ChainBroken, header
+from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer
+from raksha.virt.libvirt.image_node import image_node
 from raksha.virt.libvirt.layer_header import LayerHeader
 from raksha.virt.libvirt.lineage import Lineage
-from raksha.virt.libvirt.survey import OURS
+from raksha.virt.libvirt.survey import LIVE_ONLY, OURS, SurveyedDisk
 
 
 class PullDemands:
@@ -25,15 +30,32 @@ class PullDemands:
 
     def disk(self, disk: Disk, *, active: bool) -> str | None:
         for layer in disk.layers:
-            if not active and layer.kind not in OURS:
+            if not active and layer.kind not in OURS and not _in_ceph(disk):
                 return f"{layer.path} is of type {layer.kind}, which can be read only while the VM runs"
         return None
 
-    def running(self, disk: Disk, inactive: Disk) -> str | None:  # noqa: ARG002
-        return None
+    def running(self, disk: Disk, inactive: Disk | None, *, nova: bool) -> str | None:  # noqa: ARG002
+        # a volume that Nova could not detach is in the server still, and out of a definition that Nova does not go by
+        return LIVE_ONLY if inactive is None and not nova else None
 
     def layer(self, layer: Layer, head: LayerHeader | None, *, own: bool) -> str | None:  # noqa: ARG002
         return None
+
+
+def lying(guest: Guest, disk: SurveyedDisk) -> Sequence[Layer] | Mapping[str, Any]:
+    """What qemu-nbd opens of a disk of a VM that is shut off. Raises `DiskUnsupported`."""
+    if disk.disk.top.kind in OURS:
+        return disk.chain
+    node = image_node(guest.inactive_xml(), disk.target)
+    if node is None:
+        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail="its definition does not say where it is")
+    return {**node, "read-only": True}
+
+
+def _in_ceph(disk: Disk) -> bool:
+    """Whether it is a raw image of Ceph, which QEMU's tools read without the VM."""
+    (top, *below) = disk.layers
+    return not below and (top.kind, top.format) == ("network", "raw") and top.path.startswith("rbd:")
 
 
 def can_hold_bitmap(lineage: Lineage) -> bool:

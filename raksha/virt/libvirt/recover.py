@@ -113,6 +113,7 @@ class _Recovery:
             Do.REDEFINE: self._redefine,
             Do.PUT_BACK: self._put_back,
             Do.ADOPT: self._adopt,
+            Do.DOUBT: self._doubt,
             Do.FORGET: self._forget,
             Do.DISCARD: self._discard,
             Do.ORPHAN: self._orphan,
@@ -205,6 +206,15 @@ class _Recovery:
             if layer.state is LayerState.MERGING or alone:
                 with suppress(OSError):
                     self._journal.base_left(layer.vm, layer.target, modified(layer.base.file.path))
+        self._journal.set_layers(action.paths, LayerState.CHAINED)
+
+    def _doubt(self, action: Action, _seen: Seen) -> None:
+        layers = self._layers(action)
+        # first: whoever dies here leaves one that counts from nothing
+        self._journal.orphan_layers(action.paths)
+        for layer in layers:
+            with suppress(OSError):
+                self._journal.base_left(layer.vm, layer.target, modified(layer.base.file.path))
         self._journal.set_layers(action.paths, LayerState.CHAINED)
 
     def _forget(self, action: Action, _seen: Seen) -> None:

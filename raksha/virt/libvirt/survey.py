@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from raksha.errors import DiskNotFound, DiskUnsupported, LayerUnknown, VmBusy, VmUnsupported, VmWithoutDisks
 from raksha.journal import Journal
+from raksha.server import Own, own_disk
 from raksha.virt.libvirt.chain import ChainBroken, follow, header, same_file
 from raksha.virt.libvirt.connection import Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, Layer, parse_domain
@@ -19,6 +20,7 @@ from raksha.virt.libvirt.lineage import Lineage, tell_apart
 from raksha.virt.libvirt.overlay_file import is_our_name
 
 FORMATS = ("raw", "qcow2")
+LIVE_ONLY = "it is attached to the running VM only; its definition does not have it"
 #: types of sources that we can look at ourselves
 OURS = ("file", "block")
 
@@ -65,8 +67,8 @@ class Demands(Protocol):
     def disk(self, disk: Disk, *, active: bool) -> str | None:
         """Of what the definition says of a disk."""
 
-    def running(self, disk: Disk, inactive: Disk) -> str | None:
-        """Of a disk as the running VM has it, beside its definition."""
+    def running(self, disk: Disk, inactive: Disk | None, *, nova: bool) -> str | None:
+        """Of a disk as the running VM has it, beside its definition (None: that does not have it)."""
 
     def layer(self, layer: Layer, head: LayerHeader | None, *, own: bool) -> str | None:
         """Of one layer and its header; `own`: it is ours."""
@@ -82,7 +84,8 @@ def survey(guest: Guest, journal: Journal, demands: Demands, exclude: frozenset[
     known = [disk.target for disk in shown.disks]
     if unknown := sorted(exclude.difference(known)):
         raise DiskNotFound(vm=guest.name, disk=unknown[0], known=", ".join(known))
-    wanted = [disk for disk in shown.disks if disk.target not in exclude and is_candidate(disk)]
+    candidates = [disk for disk in shown.disks if is_candidate(disk) and not is_config_drive(disk, inactive)]
+    wanted = [disk for disk in candidates if disk.target not in exclude]
     if not wanted:
         raise VmWithoutDisks(vm=guest.name)
     disks = tuple(check_disk(guest, journal, disk, live, inactive, demands) for disk in wanted)
@@ -94,6 +97,11 @@ def survey(guest: Guest, journal: Journal, demands: Demands, exclude: frozenset[
 def is_candidate(disk: Disk) -> bool:
     """Whether it is a disk that a guest can write to, with a medium."""
     return disk.device in ("disk", "lun") and not disk.readonly and bool(disk.layers)
+
+
+def is_config_drive(disk: Disk, inactive: Domain) -> bool:
+    """Whether Nova makes it anew with each server: nothing of its owner's is on it."""
+    return inactive.nova and bool(disk.layers) and own_disk(disk.top.path) is Own.CONFIG_DRIVE
 
 
 def check_vm(guest: Guest, inactive: Domain, demands: Demands) -> None:
@@ -140,7 +148,7 @@ def check_disk(
             chain = follow(disk.layers)
         else:
             chain = disk.layers
-            _check_live(guest, disk, inactive.disk(disk.target), demands)
+            _check_live(guest, disk, inactive, demands)
         lineage = tell_apart(guest.name, disk.target, chain, journal.layers(guest.uuid), same_file)
         for number, layer in enumerate(chain):
             if problem := _problem_of(layer, demands, own=number < len(lineage.own)):
@@ -151,13 +159,13 @@ def check_disk(
     return SurveyedDisk(disk, chain, lineage)
 
 
-def _check_live(guest: Guest, disk: Disk, inactive: Disk | None, demands: Demands) -> None:
+def _check_live(guest: Guest, disk: Disk, inactive: Domain, demands: Demands) -> None:
     if disk.mirrored or guest.block_job(disk.target) is not None:
         raise VmBusy(vm=guest.name, detail=f"a block job of disk {disk.target} is under way")
-    if inactive is None or not inactive.layers:
-        detail = "it is attached to the running VM only; its definition does not have it"
-        raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=detail)
-    if problem := demands.running(disk, inactive):
+    defined = inactive.disk(disk.target)
+    if defined is not None and not defined.layers:
+        defined = None
+    if problem := demands.running(disk, defined, nova=inactive.nova):
         raise DiskUnsupported(vm=guest.name, disk=disk.target, detail=problem)
 
 
