@@ -69,12 +69,21 @@ class PretendCapture:
 class PretendAgent:
     """`ask`: the handlers of a scheduler, or anything that answers like them."""
 
-    def __init__(self, ask: Mapping[Verb[Any, Any], Handler], host: str, spool: Path, capacity: int = 8) -> None:
+    def __init__(
+        self,
+        ask: Mapping[Verb[Any, Any], Handler],
+        host: str,
+        spool: Path,
+        capacity: int = 8,
+        capabilities: dict[str, Any] | None = None,
+    ) -> None:
         self.ask = ask
         self.host = host
         self.spool = spool
         self.instance = f"start of {host}"
         self.disks: Disks = {}
+        #: what every agent gets to that can: shared between them
+        self.storage: Disks = {}
         self.bases: dict[str, BaseImage] = {}
         #: by VM, of those that are not just running
         self.consistency: dict[str, Consistency] = {}
@@ -84,7 +93,8 @@ class PretendAgent:
         self.finished: list[FinishOrder] = []
         self.orders: list[BackupOrder] = []
         self.clock = 1000.0
-        register = Register(host=host, instance=self.instance, version="1", capacity=capacity, capabilities={})
+        able = capabilities or {}
+        register = Register(host=host, instance=self.instance, version="1", capacity=capacity, capabilities=able)
         self.id = ask[REGISTER](register).service_id
 
     def have(self, vm: str, *targets: str, clusters: int = 40, seed: int = 0, base: BaseImage | None = None) -> None:
@@ -141,10 +151,11 @@ class PretendAgent:
         order = task.order
         assert isinstance(order, BackupOrder) and task.vault is not None
         self.orders.append(order)
-        mine = {key: data for key, data in self.disks.items() if key[0] == order.vm and key[1] not in order.exclude}
+        there = {**self.disks, **self.storage}
+        mine = {key: data for key, data in there.items() if key[0] == order.vm and key[1] not in order.exclude}
         self.captured.setdefault(order.backupjobrun, {}).update(mine)
         self.clock += 10
-        disks = [self._disk(order, *key) for key in sorted(mine)]
+        disks = [self._disk(order, *key, mine[key]) for key in sorted(mine)]
         capture = PretendCapture(order.vm, disks, self.clock, self.consistency.get(order.vm, Consistency.CRASH))
         with closing(open_store(task.vault.url)) as store, DedupeIndex() as dedupe:
             catalog = Catalog.open(store)
@@ -166,8 +177,8 @@ class PretendAgent:
                 )
         return Stored(vm=vm_summary(capture, made), disks=tuple(made), machine=machine_document(capture))
 
-    def _disk(self, order: BackupOrder, vm: str, target: str) -> MemoryDisk:
-        data, parent = self.disks[vm, target], order.parents.get(target)
+    def _disk(self, order: BackupOrder, vm: str, target: str, data: bytes) -> MemoryDisk:
+        parent = order.parents.get(target)
         base = self.bases.get(vm)
         if parent is None or order.full:
             return MemoryDisk(data, whole(data), target=target, base_image=base)

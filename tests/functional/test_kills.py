@@ -17,6 +17,7 @@ from pathlib import Path
 import libvirt_qemu
 import pytest
 
+from raksha.virt.libvirt.domain_xml import parse_domain
 from raksha.virt.libvirt.processes import qemu_of
 from tests.bed import Bed, SessionHost, check_records
 from tests.functional.crash_kit import KILLED, OVERLAY, World, alive, wanted_sample, world_on
@@ -104,6 +105,7 @@ def settles(world: World, events: Events, answer: Answer) -> None:
     events.repair()
     world.write()
     world.adopt_new_points()
+    end_stale_mirror(world)
     following = world.backup()
     assert_right_and_clean(world, following)
     again = world.backup()
@@ -128,6 +130,43 @@ def end_lost_qemu(world: World) -> None:
         while qemu_of(world.guest.uuid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def end_stale_mirror(world: World) -> None:
+    """libvirtd, killed inside a pivot, may not know the disk's file any more. Nothing may be touched then; a person
+    lets the definition name what QEMU writes to, and powers the VM off, and on again."""
+    machine = world.guest.machine
+    before = machine.xml()
+    if "<mirror" not in before or any(world.merging(target) for target in ("vda", "vdb")):
+        return
+    refused = world.local("backup", world.guest.uuid, *world.options)
+    assert (refused.code, refused.error) == (ATTENTION, "stale_mirror"), refused
+    assert machine.xml() == before
+    world.pivoted_and_died = True
+    world.write()
+    inactive = machine.xml(inactive=True)
+    told = json.loads(libvirt_qemu.qemuMonitorCommand(machine.domain, '{"execute": "query-block"}', 0))["return"]
+    writes = {path_of(drive["inserted"]["file"]) for drive in told if "inserted" in drive}
+    for disk in parse_domain(before).disks:
+        if disk.top.path in writes:
+            continue
+        below = next((layer for layer in disk.layers if layer.path in writes), None)
+        assert below is not None, (writes, disk)
+        old = next(each for each in re.findall(r"<disk .*?</disk>", inactive, re.S) if disk.top.path in each)
+        new = re.sub(r"<backingStore.*</backingStore>|<backingStore.*/>", "", old, flags=re.S)
+        new = new.replace(disk.top.path, below.path).replace(f"type='{disk.top.format}'", f"type='{below.format}'")
+        machine.connection.defineXML(inactive.replace(old, new))
+    world.restart()
+
+
+def path_of(told: str) -> str:
+    """Of a node, as QEMU tells it."""
+    if not told.startswith("json:"):
+        return told
+    node = json.loads(told.removeprefix("json:"))
+    while "filename" not in node:
+        node = node["file"]
+    return str(node["filename"])
 
 
 def assert_right_and_clean(world: World, answer: Answer) -> None:

@@ -177,7 +177,7 @@ def test_vms_asks_the_engine_that_would_capture_each(bed: Bed, local: Local) -> 
     config = bed.directory / "raksha.conf"
     config.write_text("[host]\nengine = overlay\n")
     (found,) = [vm for vm in local.good("vms", "--config", config).json["vms"] if vm["name"] == machine.name]
-    assert found["engine"] == "overlay" and "Nova" in found["reason"]
+    assert (found["engine"], found["reason"]) == ("overlay", None)
 
 
 def test_a_warning_is_told_even_when_quiet(bed: Bed, local: Local, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import libvirt
 import pytest
+from lxml import etree
 
-from raksha.errors import CaptureFailed, RakshaError
+from raksha.errors import CaptureFailed, DiskUnsupported, RakshaError
 from raksha.journal import BitmapState
 from raksha.states import ReadMode, Reason
 from raksha.virt.capture import Capture
@@ -449,3 +450,22 @@ def test_left_in_the_scratch_directory(kit: PullKit, guest: Guest) -> None:
     with pytest.raises(CaptureFailed, match="cannot be prepared"):
         kit.capture(request)
     assert Path(place.directory, "theirs").exists()
+
+
+@pytest.mark.parametrize("nova", [True, False])
+def test_disk_that_the_definition_has_lost(kit: PullKit, guest: Guest, *, nova: bool) -> None:
+    """What Nova leaves behind when libvirt does not let it detach a disk that is read: the guest has it still."""
+    machine = guest.machine
+    instance = (
+        "<metadata><n:instance xmlns:n='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata>" if nova else ""
+    )
+    definition = etree.fromstring(machine.xml(inactive=True).replace("<memory ", instance + "<memory ", 1))
+    lost = definition.findall("devices/disk")[-1]
+    lost.getparent().remove(lost)
+    machine.connection.defineXML(etree.tostring(definition, encoding="unicode"))
+    if not nova:
+        with pytest.raises(DiskUnsupported, match="running VM only"):
+            kit.run(guest)
+        return
+    first = kit.run(guest)
+    assert set(kit.points.captures[first]) == set(guest.model) and len(guest.model) > 1

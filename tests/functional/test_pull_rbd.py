@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from raksha.errors import DiskUnsupported
 from raksha.states import ReadMode, Reason
 from tests.bed import Bed
 from tests.bed.ceph import Ceph
@@ -52,5 +51,7 @@ def test_one_frozen_view(bed: Bed, ceph: Ceph, tmp_path: Path) -> None:
         assert set(bitmaps(guest.machine)) == {"a.qcow2"}
         guest.off()
         assert ceph.export(volume, tmp_path / "exported") == guest.model["vdc"]
-        with pytest.raises(DiskUnsupported, match="only while the VM runs"):
-            kit.run(guest, second)
+        # at rest it is read without QEMU
+        third = kit.run(guest, second)
+        assert (kit.disk(third).mode, kit.disk(third).reason) == (ReadMode.DELTA, None)
+        assert (kit.disk(third, "vdc").mode, kit.disk(third, "vdc").reason) == (ReadMode.COMPARE, Reason.NO_BITMAP)

@@ -137,6 +137,14 @@ def test_a_mounted_device_is_left_alone(vault: Vault, tmp_path: Path) -> None:
             subprocess.run(["umount", there], check=True)
 
 
+def opened(pid: int) -> set[str]:
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.add(str(link.readlink()))
+    return found
+
+
 @pytest.mark.system
 def test_a_device_that_qemu_has_open_is_left_alone(vault: Vault, stale: Path, tmp_path: Path) -> None:
     before = stale.read_bytes()
@@ -144,7 +152,7 @@ def test_a_device_that_qemu_has_open_is_left_alone(vault: Vault, stale: Path, tm
     with loop_device(stale) as device:
         qemu = subprocess.Popen(["qemu-nbd", "--persistent", "-f", "raw", "-k", socket, device])
         try:
-            while not socket.exists():
+            while not (socket.exists() and str(device) in opened(qemu.pid)):
                 assert qemu.poll() is None
                 time.sleep(0.01)
             with pytest.raises(TargetUnusable, match="in use"):

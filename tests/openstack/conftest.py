@@ -1,14 +1,22 @@
-"""The cloud that these tests need: `./run-tests openstack` brings it up, and leaves it for the next time."""
+"""The cloud that these tests need: `./run-tests openstack` brings it up, and leaves it for the next time.
+
+Tenants are made anew for each call of pytest, so that two calls beside each other do not meet.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.openstack.cloud import daemons, layout
+from tests.openstack.cloud.layout import PASSWORD
 from tests.openstack.cloud.rest import Cloud
 from tests.openstack.guest import Guest
+from tests.openstack.service import Service
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,15 +31,42 @@ def admin() -> Cloud:
 
 
 @pytest.fixture(scope="session")
-def demo() -> Cloud:
+def demo(admin: Cloud) -> Iterator[Cloud]:
     """A tenant."""
-    return Cloud("demo")
+    with tenant(admin, "demo") as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
-def alt() -> Cloud:
+def alt(admin: Cloud) -> Iterator[Cloud]:
     """Another one."""
-    return Cloud("alt")
+    with tenant(admin, "alt") as made:
+        yield made
+
+
+@contextmanager
+def tenant(admin: Cloud, name: str) -> Iterator[Cloud]:
+    """A project with one user, a member of it; an admin of the cloud has his role there as well."""
+    keystone, name = admin.keystone, f"{name}-{secrets.token_hex(3)}"
+    roles = {role["name"]: role["id"] for role in keystone.get("/roles")["roles"]}
+    project = keystone.post("/projects", {"project": {"name": name, "domain_id": "default"}})["project"]["id"]
+    body = {"name": name, "password": PASSWORD, "domain_id": "default"}
+    user = keystone.post("/users", {"user": body})["user"]["id"]
+    granted = [(user, "member"), (user, "reader"), (admin.login.get_user_id(), "admin")]
+    for whom, role in granted:
+        keystone.put(f"/projects/{project}/users/{whom}/roles/{roles[role]}")
+    yield Cloud(name)
+    keystone.delete(f"/users/{user}")
+    keystone.delete(f"/projects/{project}")
+
+
+@pytest.fixture(scope="module")
+def raksha(tmp_path_factory: pytest.TempPathFactory, admin: Cloud) -> Iterator[Service]:
+    """A deployment of Raksha, on a bus of its own."""
+    folder: Path = tmp_path_factory.mktemp("raksha")
+    folder.chmod(0o755)
+    with Service(folder, admin) as made:
+        yield made
 
 
 @pytest.fixture

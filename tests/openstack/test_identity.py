@@ -91,7 +91,7 @@ def test_a_reader_reads(raksha: Process, admin: Cloud, demo: Cloud) -> None:
     try:
         role = admin.keystone.get("/roles?name=reader")["roles"][0]["id"]
         admin.keystone.put(f"/projects/{demo.project}/users/{user}/roles/{role}")
-        reader = Cloud("onlooker", "demo")
+        reader = Cloud("onlooker", demo.name)
         raksha.of(reader).get("/backupjobs")
         assert refused(raksha.of(reader), "POST", "/backupjobs", JOB) == 403
     finally:

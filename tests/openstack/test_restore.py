@@ -4,41 +4,18 @@ from __future__ import annotations
 
 import secrets
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.openstack.cloud.rest import Cloud, Refused
 from tests.openstack.guest import Guest
+from tests.openstack.restores import left, remove, restored
 from tests.openstack.service import Service, canary
 
 pytestmark = pytest.mark.timeout(1500)
 
-#: of restores
-ENDED = ("done", "error", "cancelled", "needs_attention")
 NOT_TO_BE_HAD = (("error", "cloud_refused"), ("error", "cloud_missing"))
-
-
-@pytest.fixture(scope="module")
-def raksha(tmp_path_factory: pytest.TempPathFactory, admin: Cloud) -> Iterator[Service]:
-    folder: Path = tmp_path_factory.mktemp("raksha")
-    folder.chmod(0o755)
-    with Service(folder, admin) as made:
-        yield made
-
-
-def restored(raksha: Service, cloud: Cloud, run: Any, target: dict[str, Any], **more: Any) -> Any:
-    """The restore, when it has ended."""
-    path = f"/backupjobs/{run['backupjob_id']}/backupjobruns/{run['id']}"
-    asked = raksha.of(cloud).post(path, {"target": target, **more})
-
-    def ended() -> Any:
-        found = raksha.of(cloud).get(f"/restores/{asked['id']}")
-        return found if found["state"] in ENDED else None
-
-    return raksha.wait(ended, 600)
 
 
 def write_token(guest: Guest, disk: str, token: str) -> None:
@@ -48,15 +25,6 @@ def write_token(guest: Guest, disk: str, token: str) -> None:
 
 def read_token(guest: Guest, disk: str, length: int) -> str:
     return guest.shell(f"dd if=/dev/{disk} bs=1 skip=$((900*1024*1024)) count={length} 2>/dev/null")
-
-
-def left(cloud: Cloud) -> dict[str, set[str]]:
-    """What the project has."""
-    return {
-        "images": {each["id"] for each in cloud.glance.get("/images?visibility=private")["images"]},
-        "volumes": {each["id"] for each in cloud.cinder.get("/volumes")["volumes"]},
-        "servers": {each["id"] for each in cloud.nova.get("/servers")["servers"]},
-    }
 
 
 def test_a_server_with_volumes_comes_back_from_two_points(
@@ -85,7 +53,6 @@ def test_a_server_with_volumes_comes_back_from_two_points(
     demo.delete_server(vm)
 
     before = left(demo)
-    made: list[str] = []
     try:
         for run, wanted in zip(runs, tokens, strict=True):
             path = f"/backupjobs/{job['id']}/backupjobruns/{run['id']}"
@@ -95,7 +62,6 @@ def test_a_server_with_volumes_comes_back_from_two_points(
             restore = restored(raksha, demo, run, body["target"], vms=body["vms"])
             assert restore["state"] == "done", (restore, raksha.logs()[-6000:])
             (result,) = restore["result"]["vms"]
-            made.append(result["vm"])
             again = demo.wait_for_server(result["vm"], "ACTIVE")
             assert again["name"] == f"again-{run['id'][:4]}" and again["metadata"]["tier"] == "gold"
             assert again["flavor"]["original_name"] == "raksha"
@@ -111,21 +77,23 @@ def test_a_server_with_volumes_comes_back_from_two_points(
         assert len(left(demo)["images"] - before["images"]) == len(runs)
         assert len(left(demo)["volumes"] - before["volumes"]) == 2 * len(runs)
     finally:
-        remove(demo, before, made)
+        remove(demo, before)
     canary(raksha, demo)
 
 
-def remove(cloud: Cloud, before: dict[str, set[str]], servers: list[str]) -> None:
-    for server in servers:
-        cloud.delete_server(server)
-    now = left(cloud)
-    for volume in now["volumes"] - before["volumes"]:
-        cloud.delete_volume(volume)
-    for image in now["images"] - before["images"]:
-        cloud.glance.delete(f"/images/{image}")
+def with_quotas(admin: Cloud, cloud: Cloud, **quotas: int) -> None:
+    """Of the tenant's project; -1: none."""
+    for api, mine in ((admin.nova, ("cores", "ram")), (admin.cinder, ("gigabytes", "volumes"))):
+        wanted = {name: value for name, value in quotas.items() if name in mine}
+        if wanted:
+            # Nova wants to be told that less than what is in use is meant
+            forced = {"force": True} if api is admin.nova else {}
+            api.put(f"/os-quota-sets/{cloud.project}", {"quota_set": {**wanted, **forced}})
 
 
-def test_what_fails_leaves_nothing_and_a_plan_says_why(raksha: Service, server: Guest, demo: Cloud) -> None:
+def test_what_fails_leaves_nothing_and_a_plan_says_why(
+    raksha: Service, server: Guest, demo: Cloud, admin: Cloud
+) -> None:
     vm = server.server
     raksha.sees(demo, vm)
     job = raksha.of(demo).post("/backupjobs", {"name": "one disk", "vms": [{"id": vm}]})
@@ -137,6 +105,21 @@ def test_what_fails_leaves_nothing_and_a_plan_says_why(raksha: Service, server: 
     target = {"kind": "server", "flavor": "no such flavor", "networks": [{"network_id": absent}], "key_name": "nobody"}
     plan = raksha.of(demo).post(path, {"target": target, "dry_run": True})
     assert {"flavor_missing", "network_missing", "key_missing"} <= {each["code"] for each in plan["problems"]}
+    with_quotas(admin, demo, cores=1, ram=100, gigabytes=1, volumes=1)
+    vms = [{"id": vm}]
+    for kind, words in (("server", ("CPUs", "MiB of memory")), ("volume", ())):
+        plan = raksha.of(demo).post(path, {"target": {"kind": kind}, "vms": vms, "dry_run": True})
+        told = [each["message"] for each in plan["problems"] if each["code"] == "quota_reached"]
+        assert len(told) == len(words) and all(any(word in each for each in told) for word in words), plan
+    # the old one has its address still
+    kept = raksha.of(demo).post(path, {"target": {"kind": "server"}, "dry_run": True})
+    assert "address_taken" in {each["code"] for each in kept["problems"]}
+    with_quotas(admin, demo, gigabytes=0, volumes=0)
+    plan = raksha.of(demo).post(
+        path, {"target": {"kind": "volume", "volume_type": "none"}, "vms": vms, "dry_run": True}
+    )
+    assert [each["code"] for each in plan["problems"]] == ["volume_type_missing", "quota_reached", "quota_reached"]
+    with_quotas(admin, demo, cores=-1, ram=-1, gigabytes=-1, volumes=-1)
     refused = restored(raksha, demo, run, target)
     assert (refused["state"], refused["error"]["code"]) == ("error", "cloud_refused"), refused
     # only Nova finds out, when the disks are there already
@@ -179,5 +162,5 @@ def test_an_image_is_the_disk_and_a_volume_too(raksha: Service, server: Guest, d
         shown = demo.cinder.get(f"/volumes/{disk['volume']}")["volume"]
         assert (shown["status"], shown["volume_type"], shown["size"]) == ("available", "ceph", 1)
     finally:
-        remove(demo, before, [])
+        remove(demo, before)
     assert left(demo) == before

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
-from tests.openstack.cloud.layout import PASSWORD
+from tests.bed.deployment import AGENT, HOST, Command
+from tests.openstack.cloud.layout import LIBVIRT_URI, PASSWORD
 from tests.openstack.cloud.rest import Api, Cloud, Refused
 from tests.openstack.service import Service, canary
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def raksha(tmp_path_factory: pytest.TempPathFactory, admin: Cloud) -> Iterator[Service]:
-    folder: Path = tmp_path_factory.mktemp("raksha")
-    folder.chmod(0o755)
-    with Service(folder, admin) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +111,49 @@ def test_a_reader_lists_servers(raksha: Service, admin: Cloud, demo: Cloud, mine
     try:
         role = admin.keystone.get("/roles?name=reader")["roles"][0]["id"]
         admin.keystone.put(f"/projects/{demo.project}/users/{user}/roles/{role}")
-        assert mine in ids(raksha.of(Cloud(name, "demo")))
+        assert mine in ids(raksha.of(Cloud(name, demo.name)))
     finally:
         admin.keystone.delete(f"/users/{user}")
+
+
+def test_a_server_that_is_gone_is_not_waited_for(raksha: Service, alt: Cloud) -> None:
+    made = alt.server("short")
+    job = raksha.of(alt).post("/backupjobs", {"name": "gone", "vms": [{"id": made}]})["id"]
+    alt.delete_server(made)
+    run = raksha.run(alt, job)
+    assert (run["state"], run["error"]["code"]) == ("error", "server_gone"), run
+    runs = raksha.of(alt).get(f"/backupjobs/{job}/backupjobruns")["backupjobruns"]
+    assert [each["state"] for each in runs] == ["error"], "to try again would change nothing"
+
+
+@contextmanager
+def another_agent(raksha: Service, host: str) -> Iterator[None]:
+    """On the same hypervisor, as one that is not where it says."""
+    own = raksha.commands["agent"]
+    sections = {
+        "agent": {**AGENT, **raksha.bus, "host": host},
+        "host": {**HOST, "libvirt_uri": LIBVIRT_URI, "state_dir": raksha.folder / f"state-{host}"},
+    }
+    agent = Command(host, "raksha.cmd.agent", own.log.parent, sections, {})
+    agent.start()
+    try:
+        yield
+    finally:
+        agent.end(signal.SIGTERM)
+
+
+def hosts_that_see(raksha: Service, vm: str) -> set[str]:
+    """Whatever anybody makes of it."""
+    wanted = "SELECT host FROM services JOIN seen_vms ON service_id = services.id WHERE vm_id = ?"
+    with closing(sqlite3.connect(raksha.folder / "raksha.db", timeout=30)) as database:
+        return {host for (host,) in database.execute(wanted, [vm])}
+
+
+def forget(raksha: Service, host: str) -> None:
+    """What it saw, as when it never was there."""
+    with closing(sqlite3.connect(raksha.folder / "raksha.db", timeout=30)) as database, database:
+        mine = "SELECT id FROM services WHERE host = ?"
+        database.execute(f"DELETE FROM seen_vms WHERE service_id IN ({mine})", [host])
 
 
 def test_a_server_on_no_host_is_listed_and_may_be_named(raksha: Service, alt: Cloud, theirs: str) -> None:
@@ -136,3 +171,40 @@ def test_a_server_on_no_host_is_listed_and_may_be_named(raksha: Service, alt: Cl
     assert theirs in ids(api)
     job = api.post("/backupjobs", {"name": "x", "vms": [{"id": theirs}]})["id"]
     api.delete(f"/backupjobs/{job}")
+
+
+def test_runs_go_to_the_host_that_nova_says_and_selectors_by_nova_s_tags(
+    raksha: Service, demo: Cloud, alt: Cloud, mine: str, theirs: str
+) -> None:
+    raksha.sees(demo, mine)
+    api = raksha.of(demo)
+    named = api.post("/backupjobs", {"name": "named", "vms": [{"id": mine}], "retry": {"retries": 0}})["id"]
+    chosen = api.post("/backupjobs", {"name": "chosen", "vm_selector": {"tags": ["gold"], "metadata": {"tier": "1"}}})[
+        "id"
+    ]
+    with another_agent(raksha, "elsewhere"):
+        raksha.wait(lambda: "elsewhere" in hosts_that_see(raksha, mine))
+        for job in (named, chosen):
+            run = raksha.run(demo, job)
+            assert run["state"] == "available", (run, raksha.logs()[-3000:])
+            assert [(vm["vm_id"], vm["host"]) for vm in run["vms"]] == [(mine, "cloud")]
+    # a host of which Nova knows nothing, and which has all it needs for it
+    raksha.commands["agent"].end(signal.SIGTERM)
+    try:
+        forget(raksha, "cloud")
+        with another_agent(raksha, "elsewhere"):
+            raksha.wait(lambda: hosts_that_see(raksha, mine) == {"elsewhere"})
+            started = api.post(f"/backupjobs/{named}/incremental")["id"]
+            path = f"/backupjobs/{named}/backupjobruns/{started}"
+            why = raksha.wait(lambda: api.get(path)["queued_reason"])
+            assert why["code"] == "server_elsewhere" and "elsewhere" in why["message"]
+            api.post(f"{path}/cancel")
+    finally:
+        raksha.commands["agent"].start()
+    # the tenant of another server cannot have it by tags of his job
+    other = raksha.of(alt).post(
+        "/backupjobs", {"name": "x", "vm_selector": {"tags": ["gold"]}, "retry": {"retries": 0}}
+    )
+    begun = raksha.of(alt).post(f"/backupjobs/{other['id']}/incremental")["id"]
+    path = f"/backupjobs/{other['id']}/backupjobruns/{begun}"
+    assert raksha.wait(lambda: raksha.of(alt).get(path)["queued_reason"])["code"] == "no_vms"

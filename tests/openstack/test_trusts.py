@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +18,6 @@ from tests.openstack.service import Service, canary, gone
 pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.fixture(scope="module")
-def raksha(tmp_path_factory: pytest.TempPathFactory, admin: Cloud) -> Iterator[Service]:
-    folder: Path = tmp_path_factory.mktemp("raksha")
-    folder.chmod(0o755)
-    with Service(folder, admin) as made:
-        yield made
-
-
 @pytest.fixture
 def colleague(admin: Cloud, demo: Cloud) -> Iterator[Cloud]:
     """Another member of the tenant's project; gone at the end, if a test has not seen to that."""
@@ -35,7 +26,7 @@ def colleague(admin: Cloud, demo: Cloud) -> Iterator[Cloud]:
     user = admin.keystone.post("/users", body)["user"]["id"]
     role = admin.keystone.get("/roles?name=member")["roles"][0]["id"]
     admin.keystone.put(f"/projects/{demo.project}/users/{user}/roles/{role}")
-    yield Cloud(name, "demo")
+    yield Cloud(name, demo.name)
     try:
         admin.keystone.delete(f"/users/{user}")
     except Refused as error:

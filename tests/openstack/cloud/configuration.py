@@ -285,8 +285,11 @@ def _mount_nfs() -> None:
     """The kernel has no NFS client: the exported directory is mounted as it is."""
     if MOUNT_NFS.exists() and _MARK not in MOUNT_NFS.read_text(errors="replace"):
         return
+    # of a directory that is shared, each mount on top of such a mount would be in all the others as well: they double
     MOUNT_NFS.write_text(
-        f'#!/bin/sh\n# {_MARK}: mount.nfs HOST:/FOLDER PLACE ...\nexec mount --bind "${{1#*:}}" "$2"\n'
+        f"#!/bin/sh\n# {_MARK}: mount.nfs HOST:/FOLDER PLACE ...\n"
+        'mountpoint -q "$2" && exit 0\n'
+        'mount --bind "${1#*:}" "$2" && exec mount --make-private "$2"\n'
     )
     MOUNT_NFS.chmod(0o755)
 

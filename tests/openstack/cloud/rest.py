@@ -62,6 +62,8 @@ class Cloud:
         scope = {} if "trust_id" in more else {"project_name": project or user, "project_domain_id": "default"}
         auth = v3.Password(KEYSTONE_URL, username=user, password=password, user_domain_id="default", **scope, **more)
         self.login = session.Session(auth)
+        #: of the project
+        self.name = project or user
         self.keystone = Api(self.login, KEYSTONE_URL)
         self.glance = Api(self.login, f"http://{IP}:{GLANCE}/v2")
         self.nova = Api(self.login, f"http://{IP}:{NOVA}/v2.1", **{"OpenStack-API-Version": "compute 2.90"})

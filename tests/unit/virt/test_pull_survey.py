@@ -14,7 +14,7 @@ from raksha.virt.libvirt.pull_survey import PullDemands, below, can_hold_bitmap
 from raksha.virt.libvirt.survey import obstacle
 
 RBD = "<source protocol='rbd' name='pool/volume'><host name='x'/></source>"
-
+ISCSI = "<source protocol='iscsi' name='iqn.2026-01.org:disk/1'><host name='x'/></source>"
 
 FILE = "<source file='/d'/>"
 
@@ -41,10 +41,12 @@ def test_refused(found: Disk, text: str) -> None:
     assert text in (obstacle(found, PullDemands(), active=True) or "")
 
 
-def test_network_disks_are_read_by_qemu_alone() -> None:
-    network = disk(kind="network", source=RBD)
+def test_network_disks_are_read_by_the_qemu_of_the_vm_and_those_in_ceph_by_another_too() -> None:
+    network = disk(kind="network", source=ISCSI)
     assert obstacle(network, PullDemands(), active=True) is None
     assert "while the VM runs" in (obstacle(network, PullDemands(), active=False) or "")
+    for active in (True, False):
+        assert obstacle(disk(kind="network", source=RBD), PullDemands(), active=active) is None
     assert obstacle(disk(), PullDemands(), active=False) is None
 
 

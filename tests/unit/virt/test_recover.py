@@ -208,6 +208,16 @@ def test_pivot_in_a_qemu_that_is_no_more() -> None:
         assert doing(plan) == [(Do.ORPHAN, ("old",)), (Do.CLOSE, ())] and "/vm/old" in plan.notes[0]
 
 
+def test_pivot_in_a_qemu_that_is_no_more_of_an_overlay_that_is_in_the_chain_again() -> None:
+    """The guest may have written below it meanwhile, so it does not tell all that has changed."""
+    old = overlay("old", "own", LayerState.MERGING)
+    for one in (seen(disk(ONE, ONE), old), seen(disk((), ONE), old, power="shut off")):
+        plan = decide(one, [intent("pivot", process="66@900")])
+        assert doing(plan) == [(Do.DOUBT, ("old",)), (Do.CLOSE, ())] and "/vm/old" in plan.notes[0]
+    same = decide(seen(disk(ONE, ONE), old), [intent("pivot", process=QEMU.identity)])
+    assert doing(same) == [(Do.ADOPT, ("old",)), (Do.CLOSE, ())]
+
+
 def test_an_unused_overlay_holds_nothing() -> None:
     old = overlay("old", "own", LayerState.CHAINED, written=False)
     assert doing(decide(seen(disk(OWN, OWN), old), [])) == [(Do.DISCARD, ("old",))]
