@@ -11,6 +11,7 @@ import pytest
 
 from tests.bed import Bed
 from tests.bed.disks import Disk
+from tests.bed.luks import make_luks
 from tests.functional.local_kit import (
     NOT_FOUND,
     REFUSED,
@@ -143,7 +144,7 @@ def luks(bed: Bed) -> Disk:
     path, key = bed.directory / "luks.img", bed.directory / "key"
     key.write_text(SECRET)
     secret_from = ["--object", f"secret,id=k,file={key}", "-o", "key-secret=k,iter-time=10"]
-    subprocess.run(["qemu-img", "create", "-q", "-f", "luks", *secret_from, path, "4M"], check=True)
+    make_luks(path, "4M", "-f", "luks", *secret_from)
     bed.host.give(path)
     identifier = uuid4()
     connection = bed.host.connect()

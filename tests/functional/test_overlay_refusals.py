@@ -35,6 +35,7 @@ from raksha.virt.libvirt.overlay import OverlayEngine
 from raksha.virt.libvirt.own_source import own_sources
 from tests.bed import Bed
 from tests.bed.disks import Disk
+from tests.bed.luks import make_luks
 from tests.functional.overlay_kit import KIB, MIB, Guest, Kit, kit_on, settings
 
 #: how somebody else makes a snapshot
@@ -101,8 +102,7 @@ def test_encrypted(kit: Kit, bed: Bed) -> None:
     secret.write_text("x" * 16)
     path = bed.directory / "luks.qcow2"
     options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
-    create = ["qemu-img", "create", "-q", "--object", f"secret,id=s,file={secret}", "-f", "qcow2", "-o", options]
-    subprocess.run([*create, path, "1M"], check=True)
+    make_luks(path, "1M", "--object", f"secret,id=s,file={secret}", "-f", "qcow2", "-o", options)
     encryption = "<encryption format='luks'><secret type='passphrase' uuid='{}'/></encryption>"
     stated = Disk(path, "qcow2", extra=encryption.format("0a81f5b2-8403-7b23-c8d6-21ccc2f80d6f"))
     refused(kit, with_disk(bed, stated), DiskUnsupported, "encrypted")
@@ -392,10 +392,3 @@ def test_definition_stays_behind(kit: Kit, bed: Bed, monkeypatch: pytest.MonkeyP
     assert not [name for name in guest.files() if ".raksha-" in name]
     guest.off()
     assert own.path.read_bytes() == bytes(guest.model["vda"])
-
-
-def test_nova(kit: Kit, bed: Bed) -> None:
-    guest = Guest(bed, [bed.raw("a", 4 * MIB)])
-    instance = "<metadata><n:instance xmlns:n='http://openstack.org/xmlns/libvirt/nova/1.1'/></metadata>"
-    guest.machine.connection.defineXML(guest.machine.xml(True).replace("<memory ", instance + "<memory ", 1))
-    refused(kit, guest, VmUnsupported, "Nova")
