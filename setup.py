@@ -35,9 +35,13 @@ SERVICE = [
 KEYSTONE = ["keystonemiddleware>=10", "python-memcached>=1.62"]
 #: servers and volumes of that cloud
 OPENSTACK = ["python-novaclient>=18", "python-cinderclient>=9", "keystoneauth1>=5.8", "os-brick>=6.9"]
+#: the library and the command line for the service's API
+CLIENT = ["keystoneauth1>=5.8", "openstacksdk>=4", "osc-lib>=4", "cliff>=4.9"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
     *POSTGRESQL,
+    # the other front door of the client's commands
+    "python-openstackclient>=8",
     "pytest>=8",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
@@ -73,13 +77,14 @@ setup(
     install_requires=CORE,
     extras_require={
         "agent": AGENT,
+        "client": CLIENT,
         "keystone": KEYSTONE,
         "openstack": OPENSTACK,
         "postgresql": POSTGRESQL,
         "service": SERVICE,
         "swift": SWIFT,
         "test": [*TEST, *LINT],
-        "all": [*AGENT, *KEYSTONE, *OPENSTACK, *SERVICE, *SWIFT],
+        "all": [*AGENT, *CLIENT, *KEYSTONE, *OPENSTACK, *SERVICE, *SWIFT],
     },
     cmdclass={"build_py": BuildWithMigrations},
     entry_points={
