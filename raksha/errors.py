@@ -497,6 +497,15 @@ class TrustRefused(Refused):
     )
 
 
+class TargetTokenRefused(Refused):
+    code = "target_token_refused"
+    message = "The token for the target project cannot be used: {detail}."
+    hint = (
+        "X-Raksha-Target-Token has to be a token that stands, of the user whose the request is, scoped to the project "
+        "that `target.project` names, with the role `member` there, and not of a restricted application credential."
+    )
+
+
 class TrustBroken(Refused):
     code = "trust_broken"
     message = "The trust that the job acts by does not work any more: {detail}."

@@ -7,7 +7,7 @@ from typing import Any
 import flask
 from sqlalchemy.orm import Session
 
-from raksha.api import etag, idempotency, links, restores, run_start
+from raksha.api import etag, idempotency, links, restores, run_start, target_project
 from raksha.api.answers import page_of
 from raksha.api.bodies import Body, Flag, Text
 from raksha.api.nouns import Noun, answer
@@ -122,7 +122,7 @@ def delete(tenant_id: str, backupjob_id: str, backupjobrun_id: str) -> Any:
 @NOUN.operation(
     "POST", "/<id:backupjobrun_id>", rule="restore", allow=Allow.MEMBER,
     does="Restore from a run; with dry_run: tell what that would do.", body=RestoreAsked, returns=RestoreShown,
-    status=202, also=(200, RestorePlan), repeatable=True,
+    status=202, also=(200, RestorePlan), repeatable=True, headers=(target_project.PARAMETER,),
 )  # fmt: skip
 def restore(tenant_id: str, backupjob_id: str, backupjobrun_id: str, body: dict[str, Any]) -> Any:
     def run_of(session: Session) -> BackupJobRun:

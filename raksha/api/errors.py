@@ -52,6 +52,7 @@ STATUS: dict[type[RakshaError], int] = {
     errors.NotAllowed: 403,
     errors.NotScoped: 403,
     errors.TrustRefused: 403,
+    errors.TargetTokenRefused: 403,
     errors.IdentityUnavailable: 503,
     errors.CloudUnavailable: 503,
     errors.CloudRefused: 403,

@@ -13,7 +13,7 @@ a pair of that and headers, or a whole response (`answer`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, TypeVar
 
@@ -89,14 +89,15 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
         query: type[Schema] | None = None,
         if_match: bool = False,
         repeatable: bool = False,
+        headers: Sequence[Mapping[str, Any]] = (),
         errors: tuple[int, ...] = (),
     ) -> Callable[[V], V]:
         """Make a function the view of `method` at `path` below the prefix.
 
         `rule`: second half of the policy rule's name. `also`: another status that it may answer with, and its schema.
         `body_optional`: no body is an empty one. `if_match`: it needs If-Match. `repeatable`: the view
-        goes through `idempotency.once`. `errors`: statuses of this operation beside those that all have, for the
-        documentation.
+        goes through `idempotency.once`. `headers`: others that it reads, as OpenAPI has them. `errors`: statuses of
+        this operation beside those that all have, for the documentation.
         """
         written = Rule(f"{self.noun}:{rule}", allow, does, method, shown_path(self.prefix + path))
         self.rules.append(written)
@@ -116,9 +117,9 @@ class Noun(flask_smorest.Blueprint):  # type: ignore[misc]
             for code in sorted(set(told)):
                 made = self.alt_response(code, HTTPStatus(code).name)(made)
             made = self.doc(summary=does, operationId=written.name.replace(":", "_").replace("-", "_"))(made)
-            headers = [etag.PARAMETER] * if_match + [idempotency.PARAMETER] * repeatable
-            if headers:
-                made = self.doc(parameters=headers)(made)
+            all_headers = [etag.PARAMETER] * if_match + [idempotency.PARAMETER] * repeatable + list(headers)
+            if all_headers:
+                made = self.doc(parameters=all_headers)(made)
             _mark(made, Operation(written, body is not None, query is not None, if_match))
             self.route(path, methods=[method])(made)
             return view

@@ -8,6 +8,7 @@
 
 What a new server is not told, it gets as the backed-up one had it. With `volume`, `overwrite` of a VM names volumes of
 the project that disks are written over instead: {"vdb": "ID OF A VOLUME"}; they must be available.
+`project` names another project of the caller's, and what it needs for that comes in a header (`target_project`).
 Paths and hosts are for operators (rule `backupjobruns:restore_anywhere`): others get what the agent is set up for.
 """
 
@@ -21,6 +22,7 @@ from marshmallow import fields, validate, validates_schema
 
 from raksha.api.bodies import Body, Flag, Items, Text
 from raksha.api.job_body import identifier
+from raksha.api.nouns import ProjectConverter
 from raksha.states import Format
 from raksha.tasks import CLOUD_KINDS
 
@@ -30,10 +32,10 @@ _FITTING = {
     "domain": {"directory", "host", "format", "start"},
     "files": {"directory", "host", "format"},
     "in_place": set(),
-    "server": {"start", "flavor", "networks", "key_name", "security_groups", "availability_zone", "volume_type",
-               "metadata"},
-    "volume": {"availability_zone", "volume_type"},
-    "image": set(),
+    "server": {"project", "start", "flavor", "networks", "key_name", "security_groups", "availability_zone",
+               "volume_type", "metadata"},
+    "volume": {"project", "availability_zone", "volume_type"},
+    "image": {"project"},
 }  # fmt: skip
 
 #: of a file on a host: what is above it is the operator's affair
@@ -53,6 +55,10 @@ class TargetBody(Body):
     """Where to."""
 
     kind = fields.String(required=True, validate=validate.OneOf(KINDS))
+    project = Text(
+        least=1, most=64, pattern=ProjectConverter.regex,
+        metadata={"description": "Id of another project of the caller's that it goes into; with X-Raksha-Target-Token"},
+    )  # fmt: skip
     directory = Text(
         least=1, most=1024, pattern=_DIRECTORY,
         metadata={"description": "On the host; default: what its agent is set up for. Operators only"},

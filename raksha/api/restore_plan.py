@@ -1,7 +1,8 @@
 """What a restore would read and make: from the database alone.
 
-The row (`Restore.target`) holds what was asked for with nothing left open: `kind`, `vms` with `vm`, `disks` and `name`,
-`directory`, `format`, `start`, `host`, and `cloud`: what a new server or volume is to be like.
+The row (`Restore.target`) holds what was asked for with nothing left open: `kind`, `project` where it is another one,
+`vms` with `vm`, `disks` and `name`, `directory`, `format`, `start`, `host`, and `cloud`: what a new server or volume is
+to be like.
 """
 
 from __future__ import annotations
@@ -158,6 +159,7 @@ def document(body: Mapping[str, Any], vms: list[Vm]) -> dict[str, Any]:
         # a cloud starts what it builds
         "start": target.get("start", target["kind"] == "server"),
         "host": target.get("host"),
+        "project": target.get("project"),
         "cloud": {name: target[name] for name in CLOUD if name in target},
     }
 

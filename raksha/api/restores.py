@@ -9,7 +9,7 @@ import flask
 from marshmallow import Schema, fields, validate
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, idempotency, links, request_id, restore_plan, servers
+from raksha.api import allowed, delegation, idempotency, links, request_id, restore_plan, servers, target_project
 from raksha.api.answers import Instant, Said, page_of, said
 from raksha.api.bodies import Text
 from raksha.api.nouns import IdConverter, Noun, answer
@@ -17,6 +17,7 @@ from raksha.api.pagination import Choice, When, collection, page_query, wanted
 from raksha.api.policy import Allow, Rule
 from raksha.api.restore_body import KINDS
 from raksha.api.services import frame, identity, services, settings
+from raksha.api.target_project import Target
 from raksha.db import backups, restores, runs
 from raksha.db.columns import new_id
 from raksha.db.models import BackupJobRun, Restore
@@ -47,6 +48,9 @@ class TargetShown(Schema):
     host = fields.String(required=True, allow_none=True)
     format = fields.String(required=True, allow_none=True)
     start = fields.Boolean(required=True)
+    project = fields.String(
+        required=True, allow_none=True, metadata={"description": "Another project that it goes into; null: its own"}
+    )
     cloud = fields.Dict(required=True, metadata={"description": "What a new server or volume is to be like"})
 
 
@@ -84,14 +88,36 @@ class RestoreShown(Schema):
 _SAME = ("id", "project_id", "user_id", "backupjobrun_id", "state", "made", "result", "created_at", "started_at",
          "finished_at", "cancel_requested_at", "request_id")  # fmt: skip
 _TARGET = ("kind", "directory", "host", "format", "start")
+#: in the place of words that may name what another project has
+_NOT_HERE = "what it says of the other project is shown to whoever began it"
 
 
 def shown(restore: Restore) -> dict[str, Any]:
-    """For `RestoreShown`."""
+    """For `RestoreShown`, as the caller may see it: what is in another project is shown to whoever began it, and to
+    operators."""
+    who = identity()
+    whole = _whole(restore)
+    if whole["target"]["project"] is None or who.is_admin or restore.user_id == who.user_id:
+        return whole
+    return {
+        **whole,
+        "target": {**whole["target"], "cloud": {}},
+        "vms": [{**vm, "overwrite": {}} for vm in whole["vms"]],
+        "made": [],
+        "result": None,
+        "error": whole["error"] and {"code": whole["error"]["code"], "message": _NOT_HERE},
+    }
+
+
+def _whole(restore: Restore) -> dict[str, Any]:
     total, done = restore.bytes_total, restore.bytes_done
     return {
         **{name: getattr(restore, name) for name in _SAME},
-        "target": {**{name: restore.target[name] for name in _TARGET}, "cloud": restore.target.get("cloud", {})},
+        "target": {
+            **{name: restore.target[name] for name in _TARGET},
+            "project": restore.target.get("project"),
+            "cloud": restore.target.get("cloud", {}),
+        },
         "vms": [
             {"id": vm["vm"], "disks": vm["disks"], "name": vm["name"], "overwrite": vm.get("overwrite", {})}
             for vm in restore.target["vms"]
@@ -153,48 +179,59 @@ def cancel(tenant_id: str, restore_id: str) -> Any:
 def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Response:
     """A restore, queued, with all that it reads pinned; or, with `dry_run`, its plan. `run_of`: of a session the run.
 
-    Raises `NotAllowed`, `RequestInvalid`, `StateConflict`, `RowNotFound`, `LimitExceeded`.
+    Raises `NotAllowed`, `RequestInvalid`, `StateConflict`, `RowNotFound`, `LimitExceeded`, `TargetTokenRefused`,
+    `TrustRefused`, `IdentityUnavailable`.
     """
     if {"directory", "host"} & body["target"].keys():
         frame().policy.require(ANYWHERE.name, identity(), tenant_id)
-    _require_volumes(tenant_id, run_of, body)
+    target = target_project.of(tenant_id, body)
+    _require_volumes(tenant_id, run_of, body, target)
     if body["dry_run"]:
-        return _planned(tenant_id, run_of, body)
-    response = services().database.run(
-        lambda session: idempotency.once(session, lambda: _queued(session, tenant_id, run_of(session), body))
-    )
+        return _planned(tenant_id, run_of, body, target)
+    with delegation.trusted_in(target) as trust:
+        response = services().database.run(
+            lambda session: idempotency.once(session, lambda: _queued(session, tenant_id, run_of(session), body, trust))
+        )
     services().wake()
     return response
 
 
-def _require_volumes(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> None:
-    """What is written over is the project's, as the caller's own token shows it. Raises `RequestInvalid`."""
+def _require_volumes(tenant_id: str, run_of: Any, body: Mapping[str, Any], target: Target | None) -> None:
+    """What is written over is the project's that it goes into, as the caller's token for that shows it. Raises
+    `RequestInvalid`."""
     if not any(vm.get("overwrite") for vm in body.get("vms") or ()):
         return
     with services().database.reading() as session:
         wanted = restore_plan.overwritten(_chosen(session, tenant_id, run_of(session), body, new_id()))
-    if problems := servers.unfit(tenant_id, wanted):
+    if target is None:
+        problems = servers.unfit(tenant_id, wanted)
+    else:
+        problems = servers.unfit(target.project_id, wanted, target.access)
+    if problems:
         raise RequestInvalid(problems=problems)
 
 
-def _planned(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Response:
+def _planned(tenant_id: str, run_of: Any, body: Mapping[str, Any], target: Target | None) -> flask.Response:
     with services().database.reading() as session:
         run = run_of(session)
         vms = _chosen(session, tenant_id, run, body, new_id())
         made = restore_plan.plan(session, run, body, vms, settings().agent_timeout)
     if body["target"]["kind"] in CLOUD_KINDS:
-        lacking = servers.lacking(restore_plan.needs(body, vms))
+        lacking = servers.lacking(restore_plan.needs(body, vms), target and target.access)
         made["problems"] += [{"code": code, "message": message} for code, message in lacking]
     return answer(restore_plan.RestorePlan, made, 200)
 
 
-def _queued(session: Session, tenant_id: str, run: BackupJobRun, body: Mapping[str, Any]) -> flask.Response:
+def _queued(
+    session: Session, tenant_id: str, run: BackupJobRun, body: Mapping[str, Any], trust: str | None
+) -> flask.Response:
     allowed.one_more_restore(session, tenant_id)
     id, ids = new_id(), request_id.current()
     vms = _chosen(session, tenant_id, run, body, id)
     restore = restores.create(
         session, run, id=id, target=restore_plan.document(body, vms), user_id=identity().user_id,
-        request_id=ids.local if ids else None, bytes_total=sum(disk.size for vm in vms for disk in vm.disks),
+        trust_id=trust, request_id=ids.local if ids else None,
+        bytes_total=sum(disk.size for vm in vms for disk in vm.disks),
     )  # fmt: skip
     read = {copy.id for vm in vms for disk in vm.disks for copy in disk.chain}
     backups.pin(session, PinHolder.RESTORE, id, read)

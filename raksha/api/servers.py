@@ -97,30 +97,31 @@ def agents_say() -> bool:
     return _nova() is None or settings().libvirt_vms
 
 
-def lacking(needs: Sequence[Needs]) -> list[tuple[str, str]]:
-    """What a restore would not find in the caller's cloud: code and words. Raises what `one` does."""
+def lacking(needs: Sequence[Needs], elsewhere: Any = None) -> list[tuple[str, str]]:
+    """What a restore would not find in the caller's cloud: code and words. `elsewhere`: what Keystone says of a token
+    for another project that it goes into. Raises what `one` does."""
     from raksha.openstack.missing import missing
 
-    found = _nova()
+    found = _nova(elsewhere)
     if found is None:
         return [("no_cloud", "this service has no cloud to restore into")]
     nova, access = found
     return list(missing(nova.cloud(access), needs))
 
 
-def unfit(project_id: str, volumes: Sequence[tuple[str, str, int]]) -> list[tuple[str, str]]:
-    """Of volumes that are to be written over (field, id, bytes) those that the caller's project has not, or that cannot
-    take it: field and words. Raises what `one` does."""
+def unfit(project_id: str, volumes: Sequence[tuple[str, str, int]], elsewhere: Any = None) -> list[tuple[str, str]]:
+    """Of volumes that are to be written over (field, id, bytes) those that the project has not, or that cannot take it:
+    field and words. `elsewhere`: as `lacking` has it. Raises what `one` does."""
     from raksha.openstack.missing import unfit
 
-    found = _nova() if volumes else None
+    found = _nova(elsewhere) if volumes else None
     if found is None:
         return [(field, "This service has no cloud.") for field, _, _ in volumes]
     nova, access = found
     return list(unfit(nova.cloud(access), project_id, volumes))
 
 
-def _nova() -> tuple[Servers, Any] | None:
+def _nova(elsewhere: Any = None) -> tuple[Servers, Any] | None:
     """Raises `CloudUnavailable`."""
-    nova, access = services().servers, identity().access
+    nova, access = services().servers, elsewhere or identity().access
     return (nova, access) if nova is not None and access is not None and nova.known(access) else None

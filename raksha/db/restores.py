@@ -19,6 +19,8 @@ NOUN = "restore"
 
 #: states in which it can be told to end
 CANCELLABLE = (RestoreState.QUEUED, RestoreState.RUNNING)
+#: nobody works on it any more: what a person must look at is begun anew, not gone on with
+OVER = (RestoreState.DONE, RestoreState.CANCELLED, RestoreState.ERROR, RestoreState.NEEDS_ATTENTION)
 
 COLUMNS: Columns = {"id": Restore.id, "state": Restore.state, "created_at": Restore.created_at}
 
@@ -71,6 +73,23 @@ def request_cancel(session: Session, id: str) -> None:
         if found == RestoreState.CANCELLING:
             return
         raise StateConflict(noun=NOUN, id=id, found=found, wanted=", ".join(CANCELLABLE), to=RestoreState.CANCELLED)
+    rows.reread(session, Restore)
+
+
+def has_trust(session: Session, trust_id: str) -> bool:
+    """Whether a restore acts by it."""
+    return session.scalars(select(Restore.id).where(Restore.trust_id == trust_id)).first() is not None
+
+
+def with_ended_trusts(session: Session, limit: int) -> list[Restore]:
+    """Those that act no more, and have a trust still: it is to be ended."""
+    over = Restore.trust_id.is_not(None), Restore.state.in_(OVER)
+    return list(session.scalars(select(Restore).where(*over).limit(limit)))
+
+
+def forget_trust(session: Session, id: str) -> None:
+    """It is no more."""
+    rows.changed(session, update(Restore).where(Restore.id == id, Restore.state.in_(OVER)).values(trust_id=None))
     rows.reread(session, Restore)
 
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from keystoneauth1 import exceptions, loading
+from keystoneauth1 import access, exceptions, loading
 from keystoneauth1.identity.base import BaseIdentityPlugin
 from keystoneauth1.session import Session
 from keystoneauth1.token_endpoint import Token
 from msgspec import Struct
 from oslo_config import cfg
 
-from raksha.errors import IdentityUnavailable, SettingsWrong, TrustBroken, TrustRefused
+from raksha.errors import IdentityUnavailable, SettingsWrong, TargetTokenRefused, TrustBroken, TrustRefused
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,27 @@ class Grantor:
             raise TrustRefused(detail=_said(error)) from error
         except (exceptions.ClientException, ValueError, LookupError) as error:
             raise IdentityUnavailable(detail=_said(error)) from error
+
+    def access(self, token: str) -> access.AccessInfo:
+        """What Keystone says of a token that did not come as the request's own; it is asked with that token itself.
+
+        Raises `TargetTokenRefused`: it does not stand, or can delegate nothing. `IdentityUnavailable`.
+        """
+        try:
+            said = self._session(token).get(f"{self._url}/auth/tokens", headers={"X-Subject-Token": token})
+            found = access.create(resp=said, auth_token=token)
+            restricted = said.json()["token"].get("application_credential", {}).get("restricted", False)
+        except (*_GONE, exceptions.BadRequest) as error:
+            raise TargetTokenRefused(
+                detail=f"Keystone does not know it, or lets it do nothing: {_said(error)}"
+            ) from error
+        except (exceptions.ClientException, ValueError, LookupError, AttributeError, TypeError) as error:
+            raise IdentityUnavailable(detail=_said(error)) from error
+        if restricted:
+            raise TargetTokenRefused(detail="it is of an application credential, which can delegate nothing")
+        if found.will_expire_soon(stale_duration=0):
+            raise TargetTokenRefused(detail="it has expired")
+        return found
 
     def remove(self, token: str, trust_id: str) -> None:
         """One that is not there is as good. Raises `IdentityUnavailable`."""

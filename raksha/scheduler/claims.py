@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from raksha import logs
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import jobs, rows, services, tasks, vaults
+from raksha.db import jobs, restores, rows, services, tasks, vaults
 from raksha.db.models import BackupJobRun, Task
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RakshaError, StateConflict, StillNeeded, TrustBroken
@@ -86,14 +86,25 @@ def _means(session: Session, task: Task, access: Access) -> _Means | RakshaError
         place = access.place(session, vaults.get(session, task.vault_id), job, alone=True)
     except TrustBroken as error:
         return error
-    return _Means(place, _cloud_trusts(session, task, job))
+    try:
+        return _Means(place, _cloud_trusts(session, task, job))
+    except TrustBroken as error:
+        return error
 
 
 def _cloud_trusts(session: Session, task: Task, job: str | None) -> tuple[str, ...]:
-    """Backups ask what the cloud knows of a server, restores make servers and volumes, or keep a server off."""
+    """Backups ask what the cloud knows of a server, restores make servers and volumes, or keep a server off.
+
+    Those into another project have their own for that, and never those of the project that they read. Raises
+    `TrustBroken` where it has ended.
+    """
     if task.kind == TaskKind.BACKUP and job is not None:
         own = jobs.trust(session, job)
         return () if own is None else (own,)
+    if task.restore_id is not None and (restore := restores.get(session, None, task.restore_id)).target.get("project"):
+        if restore.trust_id is None:
+            raise TrustBroken(detail="that of the restore has ended")
+        return (restore.trust_id,)
     order = order_of(task)
     if isinstance(order, RestoreOrder) and order.target.get("kind") in (*CLOUD_KINDS, "in_place"):
         return tuple(jobs.trusts(session, task.project_id)[:TRIED])

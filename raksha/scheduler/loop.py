@@ -24,7 +24,16 @@ from raksha.db.models import Vault
 from raksha.db.session import Database
 from raksha.errors import RakshaError, RowNotFound, StillNeeded
 from raksha.rpc import Bus
-from raksha.scheduler import clearing, collecting, committing, deleting, housekeeping, restore_start, retaining
+from raksha.scheduler import (
+    clearing,
+    collecting,
+    committing,
+    deleting,
+    housekeeping,
+    restore_start,
+    retaining,
+    trust_ends,
+)
 from raksha.scheduler.about import about_run
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.advance import advance
@@ -163,6 +172,7 @@ class Loop:
         self.wake()
 
     def _clear(self) -> bool:
+        self._background.submit("end trusts", lambda: trust_ends.of_restores(self._database, self._access))
         return self._background.submit("clear", lambda: clearing.clear(self._database, self._access))
 
     def _delete(self) -> int:

@@ -1,6 +1,6 @@
 """Looks for secrets wherever a Raksha leaves or says something, for as long as it runs.
 
-    logs, files of agents, database           tokens, passwords; ids of trusts but in the column of jobs that is theirs
+    logs, files of agents, database           tokens, passwords; ids of trusts but in the columns that are theirs
     command lines and environments            of its processes and of all that they start, looked at twice a second
     answers of the API                        all that tests got, errors too
     messages on the bus                       all; a token goes to whoever has just claimed, and in no other message
@@ -26,6 +26,10 @@ from tests.openstack.cloud.rest import Api, Refused
 
 #: how a token of Keystone begins
 TOKEN = "gAAAA"
+#: tables that know trusts, and their columns for them
+TRUSTED = ("backupjobs", "restores")
+_TRUSTS = ("trust_id", "former_trusts")
+_INSERTS = tuple(f'INSERT INTO "{table}" ' for table in TRUSTED)
 #: of a file that is looked into; disks are larger
 _MOST = 32 << 20
 #: of all messages that are kept
@@ -126,8 +130,7 @@ class Canary:
             lent = {TOKEN} if "reply_" in where else set()
             assert not found(secrets - lent, message), f"{where}: {message[:2000]}"
         for line in self._rows():
-            if not line.startswith('INSERT INTO "backupjobs" '):
-                assert not found(trusts, line), line[:2000]
+            assert not found(trusts, line), line[:2000]
 
     def _files(self) -> Iterator[tuple[Path, str]]:
         """Logs and states with what they hold; not what is mounted there, nor what goes meanwhile."""
@@ -142,14 +145,20 @@ class Canary:
     def _database(self) -> sqlite3.Connection:
         return sqlite3.connect(f"file:{self._folder}/raksha.db?mode=ro", uri=True, timeout=60)
 
-    def _rows(self) -> list[str]:
+    def _rows(self) -> Iterator[str]:
+        """All, but for the columns that trusts are in."""
         with closing(self._database()) as database:
-            return list(database.iterdump())
+            yield from (line for line in database.iterdump() if not line.startswith(_INSERTS))
+            database.row_factory = sqlite3.Row
+            for table in TRUSTED:
+                for row in database.execute(f"SELECT * FROM {table}"):
+                    yield str({name: row[name] for name in row.keys() if name not in _TRUSTS})  # noqa: SIM118
 
     def _trusts(self) -> set[str]:
-        """Of the jobs that are there now."""
+        """Of the jobs and restores that are there now."""
+        asked = " UNION ".join(f"SELECT trust_id FROM {table}" for table in TRUSTED)
         with closing(self._database()) as database:
-            return {trust for (trust,) in database.execute("SELECT trust_id FROM backupjobs") if trust}
+            return {trust for (trust,) in database.execute(asked) if trust}
 
 
 def found(secrets: Iterable[str], text: str) -> list[str]:

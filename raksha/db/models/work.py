@@ -24,6 +24,9 @@ class Restore(Base):
     epoch: Mapped[Count]
     #: what was asked for: VMs, disks, kind and name of the target
     target: Mapped[Document]
+    #: Keystone trust by which it acts in another project, the one that `target.project` names; None: in its own, by
+    #: those of jobs, or it has ended
+    trust_id: Mapped[Name | None]
     #: everything that it has made or is about to write to, recorded before: a leftover can be found
     made: Mapped[Document] = mapped_column(default=list)
     result: Mapped[Document | None]
@@ -37,7 +40,10 @@ class Restore(Base):
     request_id: Mapped[Name | None]
 
     __table_args__ = options(
-        Index(None, "project_id", "created_at", "id"), Index(None, "backupjobrun_id"), Index(None, "state")
+        Index(None, "project_id", "created_at", "id"),
+        Index(None, "backupjobrun_id"),
+        Index(None, "state"),
+        Index(None, "trust_id"),
     )
 
 

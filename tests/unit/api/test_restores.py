@@ -66,7 +66,8 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
     assert answer.headers["Location"] == f"http://localhost{path}"
     assert seen("GET", path).json == made
     assert made["target"] == {
-        "kind": "domain", "directory": None, "host": None, "format": "qcow2", "start": True, "cloud": {}
+        "kind": "domain", "directory": None, "host": None, "format": "qcow2", "start": True, "project": None,
+        "cloud": {},
     }  # fmt: skip
     assert made["vms"] == [{"id": WEB, "disks": ["vda"], "name": "web-again", "overwrite": {}}]
     assert (made["state"], made["backupjobrun_id"], made["user_id"]) == ("queued", point.id, "member")
@@ -79,7 +80,7 @@ def test_a_restore_is_queued_and_all_that_it_reads_stays(seen: Api, point: Backu
     assert row(database, made["id"]).target == {
         "kind": "domain", "vms": [{"vm": WEB, "disks": ["vda"], "name": "web-again", "overwrite": {}}],
         "directory": None,
-        "format": "qcow2", "start": True, "host": None, "cloud": {},
+        "format": "qcow2", "start": True, "host": None, "project": None, "cloud": {},
     }  # fmt: skip
 
 

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from raksha.db import jobs, runs, vaults
-from raksha.db.models import BackupJob
+from raksha.db import jobs, restores, runs, vaults
+from raksha.db.models import BackupJob, Restore
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RakshaError, RowNotFound, TrustBroken
 from raksha.openstack.trusts import Lent, LentCloud
-from raksha.scheduler import deleting, housekeeping
+from raksha.scheduler import deleting, housekeeping, restore_start, trust_ends
 from raksha.scheduler.access import Access
-from raksha.states import JobState, RunState, TaskKind
-from raksha.tasks import CLAIM, RENEW, Claim, Held
+from raksha.states import JobState, RestoreState, RunState, TaskKind, TaskState
+from raksha.tasks import CLAIM, RENEW, Claim, Held, Restored
 from tests.unit.scheduler.service import Service
 
 URL = "http://swift/v1/AUTH_project"
@@ -299,3 +299,112 @@ def test_the_trust_of_who_had_a_job_before_is_ended(service: Service, keystone: 
     assert keystone.ended == ["trust-1", "trust-2"]
     found = row(service, job)
     assert (found.former_trusts, found.trust_id, found.user_id) == ([], "trust-3", "carl")
+
+
+# -- restores into another project ------------------------------------------------------------------
+
+
+def elsewhere(service: Service, point: str, trust: str = "trust-there") -> str:
+    """A restore of it into another project, with its task ready."""
+    target = {"kind": "volume", "directory": None, "format": None, "start": False, "host": None, "cloud": {},
+              "project": "there", "vms": [{"vm": "vm-1", "disks": [], "name": "new"}]}  # fmt: skip
+
+    def work(session: Any) -> str:
+        found = runs.get(session, None, point)
+        return restores.create(session, found, target=target, user_id="anna", trust_id=trust).id
+
+    id = service.database.run(work)
+    restore_start.start(service.database, service.settings)
+    return id
+
+
+def restore_of(service: Service, id: str) -> Restore:
+    with service.database.reading() as session:
+        return restores.get(session, None, id)
+
+
+def claimed(service: Service) -> Any:
+    (task,) = service.agents[0].claim(kinds=[TaskKind.RESTORE])
+    return task
+
+
+@pytest.fixture
+def point(service: Service) -> str:
+    return service.backup(service.job("vm-1", trust_id="trust-1"))
+
+
+def test_its_vault_is_read_with_one_project_and_its_cloud_is_the_other(
+    service: Service, keystone: Keystone, point: str
+) -> None:
+    id = elsewhere(service, point)
+    task = claimed(service)
+    assert task.vault.credentials["OS_AUTH_TOKEN"].endswith("by trust-1")
+    assert task.cloud.token.endswith("by trust-there")
+    renewed = service.ask[RENEW](Held(task_id=task.task_id, epoch=task.epoch))
+    assert renewed.credentials["OS_AUTH_TOKEN"].endswith("by trust-1")
+    assert renewed.cloud.token.endswith("by trust-there")
+    # nothing that agents are told names it
+    assert "there" not in str(task.order.target)
+    # it acts: its trust stays
+    assert trust_ends.of_restores(service.database, service.access) == 0
+    service.agents[0].finish(task, Restored(name="new"))
+    keystone.fault = AWAY
+    assert trust_ends.of_restores(service.database, service.access) == 0
+    assert restore_of(service, id).trust_id == "trust-there"
+    keystone.fault = None
+    assert trust_ends.of_restores(service.database, service.access) == 1
+    assert trust_ends.of_restores(service.database, service.access) == 0
+    assert (keystone.ended, restore_of(service, id).trust_id) == (["trust-there"], None)
+
+
+def test_where_the_other_trust_is_broken_none_of_the_project_s_own_is_tried(
+    service: Service, keystone: Keystone, point: str
+) -> None:
+    id = elsewhere(service, point)
+    keystone.broken.add("trust-there")
+    assert service.agents[0].claim(kinds=[TaskKind.RESTORE]) == ()
+    restore_start.start(service.database, service.settings)
+    failed = restore_of(service, id)
+    assert (failed.state, failed.error["code"]) == (RestoreState.ERROR, "trust_broken")
+    assert "trust-there" not in str(failed.error)
+
+
+def test_without_a_trust_any_more_nothing_is_lent(service: Service, keystone: Keystone, point: str) -> None:
+    id = elsewhere(service, point)
+    service.database.run(lambda s: setattr(s.get_one(Restore, id), "trust_id", None))
+    lent = len(keystone.lent)
+    assert service.agents[0].claim(kinds=[TaskKind.RESTORE]) == () and len(keystone.lent) == lent
+    restore_start.start(service.database, service.settings)
+    assert restore_of(service, id).error["code"] == "trust_broken"
+
+
+def _cancelled_before(service: Service, id: str) -> None:
+    service.database.run(lambda s: restores.request_cancel(s, id))
+
+
+def _cancelled(service: Service, id: str) -> None:
+    task = claimed(service)
+    service.database.run(lambda s: restores.request_cancel(s, id))
+    restore_start.start(service.database, service.settings)
+    assert trust_ends.of_restores(service.database, service.access) == 0, "what it has made is removed by it"
+    service.agents[0].finish(task, None, TaskState.CANCELLED)
+
+
+def _failed(service: Service, id: str) -> None:
+    service.agents[0].finish(claimed(service), None, TaskState.ERROR)
+
+
+def _held(service: Service, id: str) -> None:
+    service.agents[0].finish(claimed(service), None, TaskState.NEEDS_ATTENTION)
+
+
+@pytest.mark.parametrize("end", [_cancelled_before, _cancelled, _failed, _held])
+def test_its_trust_ends_however_it_ends(
+    service: Service, keystone: Keystone, point: str, end: Callable[[Service, str], None]
+) -> None:
+    id = elsewhere(service, point)
+    end(service, id)
+    restore_start.start(service.database, service.settings)
+    assert restore_of(service, id).state in restores.OVER
+    assert trust_ends.of_restores(service.database, service.access) == 1
+    assert (keystone.ended, restore_of(service, id).trust_id) == (["trust-there"], None)
