@@ -13,7 +13,7 @@ from pathlib import Path
 
 from oslo_config import cfg, iniparser
 
-from raksha import config_agent, config_api, config_database, config_file, config_scheduler
+from raksha import config_agent, config_api, config_database, config_file, config_notifications, config_scheduler
 from raksha.errors import SettingsWrong
 
 STANDARD_FILE = Path("/etc/raksha/raksha.conf")
@@ -24,6 +24,7 @@ OPTIONS: Mapping[str, list[cfg.Opt]] = {
     "api": config_api.OPTIONS,
     "database": config_database.OPTIONS,
     "scheduler": config_scheduler.OPTIONS,
+    "notifications": config_notifications.OPTIONS,
     "agent": config_agent.OPTIONS,
 }
 SECTIONS: Mapping[str, frozenset[str]] = {

@@ -7,13 +7,14 @@
     with bus.serve("scheduler", host, {CLAIM: claim, …}): …      each in a thread of its own
     claimed = bus.to("scheduler").call(CLAIM, Claim(…))         any one of those that serve it
     bus.to("agent", host).cast(WAKE, Wake(…))                   that one; nobody says whether it came
+    Notices("rabbit://…", ["notifications"]).send(Notice(…))    for whoever listens, as OpenStack's services tell it
 
 Promises: what arrives was validated against its record, unknown fields are an error; an error of `raksha.errors` on the
 far side is raised here with its fields; any other is `BusFailed`, and stands in the far side's log. While the bus is
 away, also from before the start of this process, nobody waits for it longer than he said (twice that for one that
 stands still with its connections open); it is found again within seconds.
 Does not promise delivery, order, or that a call is carried out once: one that ends with `BusUnavailable` may have been
-carried out. Whoever calls must be able to say it again.
+carried out. Whoever calls must be able to say it again. What `Notices.send` has sent, the broker has confirmed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -94,16 +95,7 @@ class Bus:
         self._opener: threading.Thread | None = None
         self._opened = threading.Event()
         self._closed_because = ""
-        conf = cfg.CONF
-        try:
-            # oslo.messaging looks at options that only this global object has
-            conf([], project="raksha", default_config_files=[], default_config_dirs=[])
-            parsed = oslo_messaging.TransportURL.parse(conf, url)
-            if parsed.transport == "rabbit":
-                parsed.query.setdefault("rabbit_interval_max", _LONGEST_PAUSE)
-            self._transport = oslo_messaging.get_rpc_transport(conf, url=parsed)
-        except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL) as error:
-            raise BusFailed(detail=f"its address cannot be used: {type(error).__name__}") from error
+        self._transport = _transport(url, oslo_messaging.get_rpc_transport)
 
     def close(self) -> None:
         # one that still waits for a broker holds what this would wait for; it ends with the process
@@ -164,6 +156,60 @@ class Bus:
             self._opened.set()
         except (BusUnavailable, *_AWAY) as error:
             self._closed_because = _why(error)
+
+
+def _transport(url: str, get: Callable[..., Any]) -> Any:
+    """Raises `BusFailed` for a bad URL."""
+    conf = cfg.CONF
+    try:
+        # oslo.messaging looks at options that only this global object has
+        conf([], project="raksha", default_config_files=[], default_config_dirs=[])
+        parsed = oslo_messaging.TransportURL.parse(conf, url)
+        if parsed.transport == "rabbit":
+            parsed.query.setdefault("rabbit_interval_max", _LONGEST_PAUSE)
+        return get(conf, url=parsed)
+    except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL) as error:
+        raise BusFailed(detail=f"its address cannot be used: {type(error).__name__}") from error
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """A notification as oslo.messaging's own are."""
+
+    message_id: str
+    publisher_id: str
+    event_type: str
+    #: `INFO` or `ERROR`
+    priority: str
+    payload: Mapping[str, Any]
+    #: of what happened: UTC, as `datetime` prints it
+    timestamp: str
+
+
+class Notices:
+    """Sends notifications, to the queues `TOPIC.info` and `TOPIC.error` of each topic."""
+
+    def __init__(self, url: str, topics: Sequence[str]) -> None:
+        """Raises `BusFailed` for a bad URL."""
+        self._transport = _transport(url, oslo_messaging.get_notification_transport)
+        self._topics = topics
+
+    def send(self, notice: Notice) -> None:
+        """Returns when the bus has it. Raises `BusUnavailable`, at once where nobody listens.
+
+        Past `oslo_messaging.Notifier`, for that gives each attempt another `message_id`, and keeps to itself that the
+        bus was away.
+        """
+        for topic in self._topics:
+            target = oslo_messaging.Target(topic=f"{topic}.{notice.priority.lower()}")
+            try:
+                self._transport._send_notification(target, {}, msgspec.to_builtins(notice), version=2.0, retry=0)
+            except (*_AWAY, oslo_messaging.MessagingTimeout) as error:
+                # a queue that others made otherwise is no bus that is away: what the broker says has to be seen
+                said = isinstance(error, oslo_messaging.MessageDeliveryFailure)
+                raise BusUnavailable(verb="notify", detail=str(error) if said else _why(error)) from error
+
+    def close(self) -> None:
+        self._transport.cleanup()
 
 
 class _Serving:

@@ -37,6 +37,7 @@ none of them knows is an error for all.
 The REST API, and the limits of projects.""",
     "database": "The database, for raksha-api, raksha-scheduler and raksha-manage. The names are those of oslo.db.",
     "scheduler": "What raksha-scheduler does how often, how much may run at once, and how long it waits for others.",
+    "notifications": "What others are told over the message bus, as by services of OpenStack. raksha serve has none.",
     "agent": "raksha-agent, one on each hypervisor: how much it takes on, and where it may restore to.",
     "keystone_authtoken": """\
 Where auth_strategy is keystone: how the API asks Keystone about tokens. The options are those of keystonemiddleware, \

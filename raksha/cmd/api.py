@@ -19,7 +19,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.http.errors import ParseException
 from msgspec.structs import replace
 
-from raksha import config_api, config_check, config_database, config_scheduler
+from raksha import config_api, config_check, config_database, config_notifications, config_scheduler
 from raksha.api import metrics
 from raksha.api.app import create_app
 from raksha.api.auth import Authenticator
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = parser.parse_args(arguments)
     try:
         settings, scheduling = load(options.config)
-        database = connect(config_database.load(options.config))
+        notify = config_notifications.load(options.config).enabled
+        database = connect(config_database.load(options.config), notify=notify)
         with _shared_metrics(settings):
             who, grantor, servers = authenticator(settings, options.config)
             wake = waker(scheduling)

@@ -5,7 +5,7 @@ With threads, not with greenlets.
 
 from __future__ import annotations
 
-from raksha import config_database
+from raksha import config_database, config_notifications
 from raksha.cmd.api import authenticator, load, log_to_stderr, make_application, waker
 from raksha.db.session import connect
 
@@ -13,7 +13,7 @@ _settings, _scheduling = load()
 _who, _grantor, _servers = authenticator(_settings, None)
 application = make_application(
     _settings,
-    connect(config_database.load()),
+    connect(config_database.load(), notify=config_notifications.load().enabled),
     _who,
     wake=waker(_scheduling),
     grantor=_grantor,

@@ -32,7 +32,7 @@ from gunicorn.http.errors import ParseException
 from msgspec import Struct
 from msgspec.structs import replace
 
-from raksha import config, config_agent, config_database, logs
+from raksha import config, config_agent, config_database, config_notifications, logs
 from raksha.agent.service import Agent
 from raksha.api.http_basic import HttpBasic, LocalUser, create_default_users
 from raksha.api.request_id import current
@@ -121,6 +121,7 @@ def settings(asked: Asked) -> Parts:
         "[database] connection": given.connection not in (own, standard),
         "[scheduler] transport_url": bool(scheduling.transport_url),
         "[agent] transport_url": bool(agent.transport_url),
+        "[notifications] enabled": config_notifications.load(asked.config).enabled,
         "[api] auth_strategy": api_settings.auth_strategy != "http_basic",
     }
     if wrong := [name for name, found in foreign.items() if found]:

@@ -9,12 +9,13 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, delete, exists, literal, select, update
 from sqlalchemy.orm import Session
 
-from raksha.db import rows, runs
+from raksha.db import rows, runs, telling
 from raksha.db.columns import SECOND, now
 from raksha.db.models import BackupJob, BackupJobRun, BackupJobVm, Task
 from raksha.db.paging import Columns, Page, Wanted, page
 from raksha.db.transition import transition
 from raksha.errors import StillNeeded
+from raksha.notifications import Event
 from raksha.states import JobState, Source, TaskKind, TaskState
 
 NOUN = "backup job"
@@ -45,6 +46,7 @@ def create(session: Session, *, project_id: str, members: Iterable[Member], **de
     session.add(job)
     session.flush()
     _name_members(session, job.id, members)
+    telling.tell(session, Event.JOB_CREATE, BackupJob, job.id)
     return job
 
 
@@ -78,6 +80,13 @@ def change(
 
     Raises `RowNotFound`, `ChangedMeanwhile`.
     """
+    _change(session, id, version, members, definition)
+    telling.tell(session, Event.JOB_UPDATE, BackupJob, id)
+
+
+def _change(
+    session: Session, id: str, version: int, members: Iterable[Member] | None, definition: dict[str, Any]
+) -> None:
     # as they were: to ask after they are changed is too late
     before = [] if members is None else _named(session, id)
     rows.change_version(session, BackupJob, NOUN, id, version, {**definition, "updated_at": now()})
@@ -144,7 +153,8 @@ def take_over(session: Session, id: str, version: int, *, user_id: str, trust_id
     """It acts for another user from now on. Raises `RowNotFound`, `ChangedMeanwhile`."""
     job = get(session, None, id)
     former = [*job.former_trusts, *([job.trust_id] if job.trust_id is not None else [])]
-    change(session, id, version, user_id=user_id, trust_id=trust_id, former_trusts=former)
+    _change(session, id, version, None, {"user_id": user_id, "trust_id": trust_id, "former_trusts": former})
+    telling.tell(session, Event.JOB_TAKE_OVER, BackupJob, id)
 
 
 def with_former_trusts(session: Session, limit: int) -> list[BackupJob]:
@@ -208,6 +218,8 @@ def remove(session: Session, id: str, ended: Sequence[str] = ()) -> None:
     deleting += [BackupJob.former_trusts == job.former_trusts, BackupJob.trust_id.is_not_distinct_from(job.trust_id)]
     if not {*job.former_trusts, job.trust_id} <= {None, *ended}:
         raise StillNeeded(noun=NOUN, id=id, found=job.state, detail="it was taken over meanwhile")
+    # what is told of it has to be read before; it is told only if the row goes
+    telling.tell(session, Event.JOB_DELETE, BackupJob, id)
     if rows.changed(session, delete(BackupJob).where(*deleting, ~left)) == 0:
         found = get(session, None, id).state
         raise StillNeeded(noun=NOUN, id=id, found=found, detail=f"it is not {JobState.DELETING}, or has runs left")

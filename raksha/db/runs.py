@@ -9,7 +9,7 @@ from msgspec import Struct
 from sqlalchemy import ColumnElement, delete, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from raksha.db import rows, vaults
+from raksha.db import rows, telling, vaults
 from raksha.db.columns import SECOND, now
 from raksha.db.models import (
     BackupJob,
@@ -24,6 +24,7 @@ from raksha.db.models import (
 from raksha.db.paging import Columns, Page, Wanted, page
 from raksha.db.transition import transition, transition_all
 from raksha.errors import EpochStale, Protected, StateConflict, StillNeeded
+from raksha.notifications import Event
 from raksha.states import BackupKind, BackupState, JobState, RunState, TaskState, Trigger
 
 NOUN = "backup job run"
@@ -358,6 +359,7 @@ def remove(session: Session, id: str, epoch: int) -> None:
     if (task := session.scalars(left).first()) is not None:
         raise StillNeeded(noun=NOUN, id=id, found=run.state, detail=f"its task {task} may have left something behind")
     _bury_tasks(session, run)
+    telling.tell(session, Event.RUN_DELETE, BackupJobRun, id)
     # children first; what refers to a copy from another run makes this fail, as it should
     for noun in (VmResourceBackup, Barrier, Task):
         rows.changed(session, delete(noun).where(noun.backupjobrun_id == id))

@@ -27,10 +27,12 @@ from raksha.config_database import DatabaseSettings
 from raksha.errors import CommitUnknown, DatabaseBusy, DatabaseUnavailable, SettingsWrong
 from raksha.write_ahead import use_write_ahead_log
 
-__all__ = ["Database", "DatabaseSettings", "connect"]
+__all__ = ["NOTIFY", "Database", "DatabaseSettings", "connect"]
 
 T = TypeVar("T")
 
+#: in `info` of a session: what becomes of jobs, runs and restores is noted for others (`raksha.db.telling`)
+NOTIFY = "raksha_notify"
 #: of a connection: it will write; it reads one moment of everything
 _WRITES, _SNAPSHOT = "raksha_writes", "raksha_snapshot"
 #: the server ended this transaction in favour of another: deadlock, lock wait, changed since read, Galera not ready
@@ -43,8 +45,9 @@ _SQLITE_AGAIN = ("database is locked", "database table is locked")
 class Database:
     """One per process; threads share it."""
 
-    def __init__(self, engine: Engine, settings: DatabaseSettings) -> None:
+    def __init__(self, engine: Engine, settings: DatabaseSettings, *, notify: bool = False) -> None:
         self.engine = engine
+        self._info = {NOTIFY: notify}
         self._attempts = settings.max_attempts
         self._writing = engine.execution_options(**{_WRITES: True})
         self._snapshot = engine.execution_options(**{_SNAPSHOT: True})
@@ -74,7 +77,7 @@ class Database:
             raise DatabaseUnavailable(detail=error) from error
 
     def _once(self, work: Callable[[Session], T]) -> T:
-        with Session(self._writing, expire_on_commit=False) as session:
+        with Session(self._writing, expire_on_commit=False, info=self._info) as session:
             result = work(session)
             session.flush()
             try:
@@ -132,8 +135,9 @@ class Database:
         self.engine.dispose()
 
 
-def connect(settings: DatabaseSettings) -> Database:
-    """Nothing is opened yet. Raises `SettingsWrong` for an address that cannot be used."""
+def connect(settings: DatabaseSettings, *, notify: bool = False) -> Database:
+    """Nothing is opened yet. `notify`: notifications are written. Raises `SettingsWrong` for an address that cannot be
+    used."""
     try:
         url = make_url(settings.connection)
         engine = create_engine(url, **_options(url, settings))
@@ -146,7 +150,7 @@ def connect(settings: DatabaseSettings) -> Database:
         event.listen(engine, "begin", _server_begin)
         if url.get_backend_name() in ("mysql", "mariadb"):
             event.listen(engine, "connect", _mariadb_connected(settings.lock_timeout))
-    return Database(engine, settings)
+    return Database(engine, settings, notify=notify)
 
 
 def _options(url: URL, settings: DatabaseSettings) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sqlalchemy import ColumnElement, CursorResult, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.orm.util import identity_key
 
+from raksha.db import telling
 from raksha.db.models import Base
 from raksha.db.moves import NOUNS, sources
 from raksha.errors import EpochStale, RowNotFound, StateConflict, StillNeeded
@@ -37,7 +38,8 @@ def transition(
     where: Mapping[str, ColumnElement[bool]] = _NOTHING,
     **values: Any,
 ) -> None:
-    """Bring one row to state `to`, and set `values` with it. A row of the session is read anew.
+    """Bring one row to state `to`, and set `values` with it. A row of the session is read anew. What others are told
+    of it is noted.
 
     `start`: states from which this caller means to come; None: all that may be followed by `to`. `epoch`: that the row
     must have. `new_epoch`: it gets the next one with the move. `where`: what must hold as well,
@@ -61,6 +63,7 @@ def transition(
         session.refresh(loaded)
     if problem is not None:
         raise problem
+    telling.moved(session, noun, id, to, values)
 
 
 def transition_all(
@@ -74,8 +77,10 @@ def transition_all(
 ) -> int:
     """Bring all rows for which `where` holds to `to`; those in other states than `start` stay. How many there were.
 
-    `ValueError` for a move that is not legal. Rows of the session are read anew.
+    `ValueError` for a move that is not legal, or that others are told of. Rows of the session are read anew.
     """
+    if (noun, to) in telling.MOVES:
+        raise ValueError(f"{NOUNS[noun]}: others are told of each that becomes {to}, so they move one by one")
     table = cast(Any, noun)
     session.flush()
     count = _swap(session, noun, [table.state.in_(sorted(_allowed(noun, to, start))), *where], to, values)

@@ -13,11 +13,20 @@ from keystonemiddleware import opts as keystonemiddleware_opts
 from msgspec.structs import fields, replace
 from oslo_config import cfg
 
-from raksha import config, config_agent, config_api, config_check, config_database, config_scheduler
+from raksha import (
+    config,
+    config_agent,
+    config_api,
+    config_check,
+    config_database,
+    config_notifications,
+    config_scheduler,
+)
 from raksha.config import Settings
 from raksha.config_agent import AgentSettings
 from raksha.config_api import ApiSettings
 from raksha.config_database import DatabaseSettings
+from raksha.config_notifications import NotificationSettings
 from raksha.config_scheduler import SchedulerSettings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,6 +75,7 @@ def test_all_of_it_in_force_is_the_defaults(uncommented: Path, tmp_path: Path) -
     assert config_database.load(uncommented) == config_database.load(empty)
     assert replace(config_database.load(uncommented), connection="") == DatabaseSettings(connection="")
     assert replace(config_scheduler.load(uncommented), name="") == SchedulerSettings()
+    assert config_notifications.load(uncommented) == NotificationSettings()
     assert replace(config_agent.load(uncommented), host="") == AgentSettings()
 
 

@@ -13,6 +13,7 @@ from raksha.db.models.jobs import (
     BackupJobRunVmResource,
     BackupJobVm,
 )
+from raksha.db.models.notifications import Notification
 from raksha.db.models.services import IdempotencyKey, ProjectLimit, SeenVm, Service
 from raksha.db.models.work import Barrier, BarrierMember, Reservation, Restore, Task
 
@@ -26,6 +27,7 @@ __all__ = [
     "BarrierMember",
     "Base",
     "IdempotencyKey",
+    "Notification",
     "Pin",
     "ProjectLimit",
     "Reservation",
