@@ -15,8 +15,9 @@ from sqlalchemy.orm import Session
 
 from raksha.db import services, slots
 from raksha.db.jobs import Member
-from raksha.db.models import BackupJobRun, BackupJobRunVm
+from raksha.db.models import BackupJob, BackupJobRun, BackupJobRunVm, SeenVm
 from raksha.db.session import Database
+from raksha.db.slots import Slot
 from raksha.errors import CloudUnavailable
 from raksha.openstack import compute
 from raksha.openstack.compute import host_id, placed
@@ -210,8 +211,8 @@ def test_nova_being_away_is_waited_for_and_no_agent_believed(
     go()
     code = "cloud_away" if status == 500 else "cloud_refused"
     assert reason(sqlite, first) == reason(sqlite, second) == (RunState.QUEUED, code)
-    # one that is away is asked once in a round
-    assert len(asked) == (1 if status == 500 else 2)
+    # one that is away, or refuses what acts by a trust, is asked once in a round
+    assert len(asked) == 1
     nova.fault = lambda path: None
     go()
     assert reason(sqlite, first)[0] == RunState.READY
@@ -220,6 +221,118 @@ def test_nova_being_away_is_waited_for_and_no_agent_believed(
     sqlite.run(lambda s: aged(s, BackupJobRun, second.id, SETTINGS.max_wait + 60))
     go()
     assert reason(sqlite, second) == (RunState.ERROR, code)
+
+
+# -- how often it is asked --------------------------------------------------------------------------
+
+
+def asked(served: tuple[str, Seen]) -> list[str]:
+    """What Nova was asked since the last look."""
+    found = [path.removeprefix("/v2.1/servers/") for _, path, _, _ in served[1].requests]
+    served[1].requests.clear()
+    return found
+
+
+def test_each_server_is_asked_for_once_in_a_round(
+    sqlite: Database, served: tuple[str, Seen], go: Callable[..., None]
+) -> None:
+    runs = [queue(sqlite, *vms) for vms in (["web"], ["web", "db"], ["db"], ["gone"], ["gone", "web"])]
+    go()
+    assert asked(served) == ["web", "db", "gone"]
+    codes = ["vm_not_seen"] * 3 + ["server_gone"] * 2
+    assert [reason(sqlite, run)[1] for run in runs] == codes
+    # the next round believes nothing that the last one heard
+    go()
+    assert asked(served) == ["web", "db"]
+
+
+def test_the_list_is_read_once_in_a_round_and_is_enough_for_all(
+    sqlite: Database, nova: Nova, served: tuple[str, Seen], go: Callable[..., None]
+) -> None:
+    nova.most = 10
+    for tag in ("gold", "blue"):
+        queue(sqlite, vm_selector={"tags": [tag]})
+    queue(sqlite, "web", "gone")
+    go()
+    assert [path.partition("?")[0] for path in asked(served)] == ["detail", "detail"], "a page, and no more"
+
+
+def test_a_list_that_is_too_long_is_asked_for_once_and_holds_up_no_job_that_names_its_servers(
+    sqlite: Database, served: tuple[str, Seen], go: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute, "MOST", 1)
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web"]))
+    selecting = [queue(sqlite, vm_selector={"tags": ["gold"]}) for _ in range(2)]
+    run = queue(sqlite, "web")
+    go()
+    assert [reason(sqlite, each) for each in selecting] == [(RunState.QUEUED, "too_many_servers")] * 2
+    assert reason(sqlite, run)[0] == RunState.READY
+    assert [path.partition("?")[0] for path in asked(served)] == ["detail", "web"]
+
+
+def test_another_trust_that_is_refused_holds_up_nobody_else(
+    sqlite: Database, access: Access, go: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusts: Any = access._trusts
+    lend = trusts.cloud
+
+    def cloud(trust_id: str, services: Any) -> LentCloud:
+        lent: LentCloud = lend(trust_id, services)
+        return replace(lent, token="gAAAA-without-roles") if trust_id == "poor" else lent
+
+    monkeypatch.setattr(trusts, "cloud", cloud)
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web", "db"]))
+    poor = queue(sqlite, "web")
+    sqlite.run(lambda s: s.query(BackupJob).filter_by(id=poor.backupjob_id).update({"trust_id": "poor"}) and None)
+    run = queue(sqlite, "web")
+    go()
+    assert reason(sqlite, poor) == (RunState.QUEUED, "cloud_refused")
+    assert reason(sqlite, run)[0] == RunState.READY
+
+
+@pytest.mark.parametrize(
+    ("code", "settings"),
+    [("vm_busy", {}), ("project_busy", {"max_runs_per_project": 1}), ("max_runs_reached", {"max_runs": 0})],
+)
+def test_what_has_to_wait_anyway_asks_nobody(
+    sqlite: Database, served: tuple[str, Seen], go: Callable[..., None], code: str, settings: dict[str, int]
+) -> None:
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web"]))
+    taken = [Slot("vm", "web")] if code == "vm_busy" else [Slot("project", PROJECT)]
+    sqlite.run(lambda s: slots.reserve(s, "another", taken))
+    run = queue(sqlite, "web")
+    go(**settings)
+    assert reason(sqlite, run) == (RunState.QUEUED, code)
+    assert asked(served) == []
+    sqlite.run(lambda s: slots.release(s, "another"))
+    go()
+    assert asked(served) == ["web"] and reason(sqlite, run)[0] == RunState.READY
+
+
+def test_who_may_leave_a_vm_out_does_not_wait_for_it_unasked(
+    sqlite: Database, nova: Nova, served: tuple[str, Seen], go: Callable[..., None]
+) -> None:
+    """What is gone for good, and in use by nobody who says so, is not what such a run waits for."""
+    del nova.servers["db"]
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web", "db"]))
+    sqlite.run(lambda s: slots.reserve(s, "another", [Slot("vm", "db")]))
+    run = queue(sqlite, "web", "db", on_vm_failure="degrade")
+    go()
+    assert [task.vm_id for task in tasks_of(sqlite, run.id)] == ["web"]
+    assert sorted(asked(served)) == ["db", "web"]
+
+
+def test_who_was_overtaken_too_long_still_says_what_is_to_be_kept(sqlite: Database, go: Callable[..., None]) -> None:
+    """Also where its project has no slot left: the ones of its host are not given to those behind it."""
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web", "other"], capacity=1))
+    sqlite.run(lambda s: slots.reserve(s, "another", [Slot("project", PROJECT)]))
+    old = queue(sqlite, "web")
+    sqlite.run(lambda s: aged(s, BackupJobRun, old.id, SETTINGS.max_overtaken + 60))
+    theirs = sqlite.run(lambda s: make_run(s, make_job(s, "theirs", project_id="b", members=[Member("other")])))
+    sqlite.run(lambda s: s.query(SeenVm).filter_by(vm_id="other").update({"project_id": "b"}) and None)
+    go(max_runs_per_project=1)
+    assert reason(sqlite, old) == (RunState.QUEUED, "project_busy")
+    assert reason(sqlite, theirs) == (RunState.QUEUED, "overtaken")
 
 
 def test_a_cloud_without_nova_leaves_it_to_agents(sqlite: Database, access: Access, go: Callable[..., None]) -> None:
