@@ -1,5 +1,6 @@
 """Metadata, entry points and extras of the `raksha` distribution. Tools are set up in pyproject.toml."""
 
+import ast
 from pathlib import Path
 from shutil import rmtree
 
@@ -36,7 +37,7 @@ KEYSTONE = ["keystonemiddleware>=10", "python-memcached>=1.62"]
 #: servers and volumes of that cloud
 OPENSTACK = ["python-novaclient>=18", "python-cinderclient>=9", "keystoneauth1>=5.8", "os-brick>=6.9"]
 #: the library and the command line for the service's API
-CLIENT = ["keystoneauth1>=5.8", "openstacksdk>=4", "osc-lib>=4", "cliff>=4.9"]
+CLIENT = ["keystoneauth1>=5.8", "openstacksdk>=4", "cliff>=4.9"]
 POSTGRESQL = ["psycopg[binary]>=3.2"]
 TEST = [
     *POSTGRESQL,
@@ -50,6 +51,20 @@ TEST = [
     "schemathesis>=4",
 ]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
+
+
+def protection_commands() -> list[str]:
+    """`openstack protection …`: as raksha/client/commands/__init__.py has them, which cannot be imported here."""
+    source = Path(__file__).with_name("raksha") / "client" / "commands" / "__init__.py"
+    statements = ast.parse(source.read_text(encoding="utf-8")).body
+    table = next(
+        each.value for each in statements if isinstance(each, ast.Assign) and each.targets[0].id == "_BY_MODULE"
+    )
+    return [
+        f"protection_{words.replace(' ', '_')} = raksha.client.commands.{module}:{name}"
+        for module, found in ast.literal_eval(table).items()
+        for words, name in found.items()
+    ]
 
 
 class BuildWithMigrations(build_py):
@@ -94,6 +109,8 @@ setup(
             "raksha-api = raksha.cmd.api:main",
             "raksha-manage = raksha.cmd.manage:main",
             "raksha-scheduler = raksha.cmd.scheduler:main",
-        ]
+        ],
+        "openstack.cli.extension": ["data_protection = raksha.client.osc"],
+        "openstack.data_protection.v1": protection_commands(),
     },
 )

@@ -1,4 +1,8 @@
-"""`raksha`: the entry point. It listens for signals before it brings in the rest of Raksha, which takes a moment."""
+"""`raksha`: the entry point. `local` and `serve` are work on this host; everything else asks a service, which
+`raksha.client` does by itself: neither needs what the other is made of.
+
+For work on this host it listens for signals before it brings in the rest of Raksha, which takes a moment.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,17 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+import raksha
+
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Never returns. Exit codes: docs/cli.md."""
+    """Never returns. Exit codes: docs/cli.md, docs/commands.md."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words == ["--version"]:
+        print(f"raksha {raksha.__version__}")
+        _leave(0)
+    if words[:1] not in _HERE:
+        sys.exit(_ask_service(words))
     cancel = threading.Event()
     _on_signals(cancel)
     gc.disable()  # nothing of what is brought in now is garbage; to look for some takes a tenth of the time
@@ -21,7 +33,32 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     gc.freeze()
     gc.enable()
-    _leave(call(arguments, cancel))
+    _leave(call(words, cancel))
+
+
+#: what is done on this host
+_HERE = (["local"], ["serve"])
+
+
+def _ask_service(words: list[str]) -> int:
+    try:
+        from raksha.client.shell import main as ask
+    except ImportError as error:
+        if not str(error.name).startswith(("cliff", "keystoneauth1", "openstack")):
+            raise
+        told = "`raksha local` and `raksha serve` work here; for anything else: pip install 'raksha[client]'."
+        print(f"raksha: {error.name} is not installed. {told}", file=sys.stderr)
+        return 2
+    try:
+        code = ask(words)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("raksha: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
 
 
 def _leave(code: int) -> NoReturn:
