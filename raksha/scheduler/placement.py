@@ -43,6 +43,9 @@ class Wait(Struct, frozen=True):
 #: what agents must be capable of, to take disks from storage
 STORAGE = "storage"
 
+#: of a server that Nova has started from a rescue disk, with its own beside that
+_RESCUE = "RESCUE"
+
 
 class Placed(Struct, frozen=True):
     """A VM of a run, and the agent that has it."""
@@ -162,6 +165,9 @@ def _with_server(
 
     if not server.host_id:
         return Wait("server_on_no_host", f"Nova has server {server.name} on no host: {server.status}", vm_id=server.id)
+    if server.status == _RESCUE:
+        rescued = f"Nova has server {server.name} in rescue: it runs from another disk than its own"
+        return Wait("server_in_rescue", rescued, vm_id=server.id)
     theirs = [pair for pair in found if pair[1].project_id == project_id]
     there = [pair for pair in theirs if host_id(project_id, str(pair[0].host)) == server.host_id]
     if theirs and not there:

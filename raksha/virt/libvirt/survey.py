@@ -21,6 +21,7 @@ from raksha.virt.libvirt.overlay_file import is_our_name
 
 FORMATS = ("raw", "qcow2")
 LIVE_ONLY = "it is attached to the running VM only; its definition does not have it"
+_RESCUE_DISK = "disk.rescue"
 #: types of sources that we can look at ourselves
 OURS = ("file", "block")
 
@@ -80,6 +81,8 @@ def survey(guest: Guest, journal: Journal, demands: Demands, exclude: frozenset[
     check_vm(guest, inactive, demands)
     power = guest.power()
     live = parse_domain(guest.live_xml()) if power != "shut off" else None
+    if live is not None:
+        _check_rescue(guest, live)
     shown = live or inactive
     known = [disk.target for disk in shown.disks]
     if unknown := sorted(exclude.difference(known)):
@@ -108,6 +111,7 @@ def check_vm(guest: Guest, inactive: Domain, demands: Demands) -> None:
     """Raises `VmUnsupported`, `VmBusy`."""
     if problem := demands.vm(inactive):
         raise VmUnsupported(vm=guest.name, detail=problem)
+    _check_rescue(guest, inactive)
     if not guest.is_persistent():
         raise VmUnsupported(vm=guest.name, detail="it is transient: libvirt forgets it, and what is ours, when it ends")
     if guest.has_saved_state():
@@ -115,6 +119,20 @@ def check_vm(guest: Guest, inactive: Domain, demands: Demands) -> None:
         raise VmUnsupported(vm=guest.name, detail=detail)
     if guest.is_active() and guest.domain_job():
         raise VmBusy(vm=guest.name, detail="a migration, save or backup of it is under way")
+
+
+def in_rescue(domain: Domain) -> bool:
+    """Whether Nova has started it from a disk that is none of its own, whatever its own are called meanwhile.
+
+    Nova calls that disk so in each of its stores: `…/disk.rescue`, and `ID_disk.rescue` in Ceph and LVM.
+    """
+    names = (layer.path.rpartition("/")[2].rpartition("_")[2] for disk in domain.disks for layer in disk.layers)
+    return domain.nova and _RESCUE_DISK in names
+
+
+def _check_rescue(guest: Guest, domain: Domain) -> None:
+    if in_rescue(domain):
+        raise VmBusy(vm=guest.name, detail="Nova has it in rescue: it runs from another disk than its own")
 
 
 def obstacle(disk: Disk, demands: Demands, *, active: bool = True) -> str | None:

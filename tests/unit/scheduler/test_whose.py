@@ -144,6 +144,18 @@ def test_a_server_on_no_host_is_waited_for(sqlite: Database, nova: Nova, go: Cal
     assert reason(sqlite, run)[0] == RunState.READY
 
 
+def test_a_server_in_rescue_is_waited_for(sqlite: Database, nova: Nova, go: Callable[..., None]) -> None:
+    """What it runs from is not its own disk, whatever its host says of it."""
+    nova.servers["web"] = server("web", "host-a", status="RESCUE")
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web"]))
+    run = queue(sqlite, "web")
+    go()
+    assert reason(sqlite, run) == (RunState.QUEUED, "server_in_rescue")
+    nova.servers["web"] = server("web", "host-a")
+    go()
+    assert reason(sqlite, run)[0] == RunState.READY
+
+
 def test_vms_beside_nova_are_protected_where_the_operator_has_some(sqlite: Database, go: Callable[..., None]) -> None:
     sqlite.run(lambda s: agent_with(s, "host-c", ["mail"]))
     sqlite.run(lambda s: agent_with(s, "host-d", ["free"], None))
