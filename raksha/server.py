@@ -6,7 +6,7 @@ neither passwords nor user data are part of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -140,6 +140,11 @@ class Server(Struct, frozen=True, kw_only=True):
     def volume_at(self, target: str) -> AttachedVolume | None:
         """The volume that the hypervisor calls so: `vdb` is the one at /dev/vdb."""
         return next((volume for volume in self.volumes if volume.target == target), None)
+
+    def boots_from(self, stored: Iterable[str]) -> bool:
+        """Whether its boot disk is among disks that were taken from storage: there, that is an image or a volume."""
+        volumes = {volume.target or volume.id for volume in self.volumes}
+        return self.image_id is None or not volumes.issuperset(stored)
 
 
 class Needs(Struct, frozen=True, kw_only=True):

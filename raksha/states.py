@@ -48,6 +48,8 @@ class Reason(StrEnum):
     BITMAP_INCONSISTENT = "bitmap_inconsistent"
     #: other images lie below the one that holds the bitmap
     BACKING_CHANGED = "backing_chain_changed"
+    #: taken from the image that Nova made of it, which says nothing of what has changed
+    SERVER_SHELVED = "server_shelved"
 
 
 class Source(StrEnum):

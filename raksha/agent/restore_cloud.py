@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any
@@ -147,7 +147,7 @@ class CloudRestore:
             each.resource: machine.volume_of(each.resource, serials.get(each.resource)) for each in summary.resources
         }
         boots = _boots_from(every)
-        if self._target.kind == "server" and _lacks_boot_disk(machine):
+        if self._target.kind == "server" and _lacks_boot_disk(machine, every):
             detail = "the disk that the server boots from was not taken from storage; restore the others as volumes"
             raise BadArgument(argument="target", detail=detail)
         if self._target.kind == "server" and boots not in {source.disk for source in sources}:
@@ -375,9 +375,9 @@ def _own_disks(machine: VMMetadata) -> dict[str, Own]:
     return {target: own for target, own in found.items() if own is not None}
 
 
-def _lacks_boot_disk(machine: VMMetadata) -> bool:
+def _lacks_boot_disk(machine: VMMetadata, stored: Iterable[str]) -> bool:
     """Only volumes were taken, and the server boots from none of them."""
-    return not machine.domain_xml and machine.server is not None and machine.server.image_id is not None
+    return not machine.domain_xml and machine.server is not None and not machine.server.boots_from(stored)
 
 
 def _boots_from(disks: Mapping[str, AttachedVolume | None]) -> str:

@@ -4,6 +4,7 @@
 
     what an earlier attempt left is removed         found by the marks of the task
     the server, its volumes                         asked of the cloud, checked
+    of a shelved server the image of its boot disk  found (`raksha.openstack.shelved`); fetched after the snapshots
     a snapshot of each, one right after the other   told before they are made
     a way to read each                              `storage_sources`
     store every disk                                inert objects
@@ -22,6 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from msgspec import Struct
 
@@ -30,11 +32,13 @@ from raksha.agent.captures import OpenCapture
 from raksha.agent.host import Host
 from raksha.agent.storage_capture import StorageCapture, StorageDisk, decide
 from raksha.agent.storage_notes import ATTACHMENT, SNAPSHOT, VOLUME, Notes
+from raksha.agent.storage_shelved import boot_disk, reach
 from raksha.agent.storage_sources import Reached, Sources, Wanted
 from raksha.agent.storing import Storing
 from raksha.agent.work import End, Work
 from raksha.backup.documents import machine_document, vm_summary
 from raksha.errors import (
+    CaptureFailed,
     CloudRefused,
     RakshaError,
     VmNotFound,
@@ -46,9 +50,10 @@ from raksha.errors import (
 from raksha.journal import HostRunState
 from raksha.openstack.describe import describe, describe_volume
 from raksha.openstack.lent import LentLogin
+from raksha.openstack.shelved import SHELVED, ShelvedImage, find
 from raksha.openstack.snapshots import Snapshot, Temporary, VolumeState, volume_state
 from raksha.server import AttachedVolume, Server
-from raksha.states import Consistency, Source
+from raksha.states import Consistency, Reason, Source
 from raksha.tasks import BackupOrder, Stored
 from raksha.vault.catalog import Catalog
 from raksha.virt.capture import CaptureRequest, Machine
@@ -60,7 +65,7 @@ DISK = "volume"
 #: of servers, in the words of hypervisors
 _POWER = {
     "ACTIVE": "running", "PAUSED": "paused", "SUSPENDED": "paused", "SHUTOFF": "shut off", "SHELVED": "shut off",
-    "SHELVED_OFFLOADED": "shut off",
+    SHELVED: "shut off",
 }  # fmt: skip
 
 
@@ -74,6 +79,8 @@ class Subject(Struct, frozen=True, kw_only=True):
     volume: AttachedVolume | None = None
     #: by the name of the disk
     volumes: Mapping[str, VolumeState]
+    #: of its boot disk, where Nova has shelved it
+    image: ShelvedImage | None = None
 
 
 class StorageBackup:
@@ -97,6 +104,8 @@ class StorageBackup:
             readers=2 * host.settings.workers + 4,
         )
         self._warnings: list[str] = []
+        #: the image of a shelved server
+        self._fetched = ExitStack()
         #: by the name of the disk
         self._snapshots: dict[str, Snapshot] = {}
 
@@ -156,19 +165,26 @@ class StorageBackup:
         if server is None:
             raise VmNotFound(vm=vm)
         power = _POWER.get(server.status, "unknown")
-        if server.image_id is not None:
+        image = self._image(server)
+        if server.image_id is not None and server.status != SHELVED:
             self._warnings.append(
                 f"what {server.name} has on its hypervisor is not part of the backup: only volumes are"
             )
         wanted = {each.target or each.id: each for each in server.volumes if each.target not in self._order.exclude}
-        if not wanted:
+        if not wanted and image is None:
             raise VmWithoutDisks(vm=server.name)
         # a server that does not run writes nothing to what it has to itself
         idle = power == "shut off"
         volumes = {
             target: self._checked(each.id, idle=idle and not each.multiattach) for target, each in wanted.items()
         }
-        return Subject(id=vm, name=server.name, power=power, server=server, volumes=volumes)
+        return Subject(id=vm, name=server.name, power=power, server=server, volumes=volumes, image=image)
+
+    def _image(self, server: Server) -> ShelvedImage | None:
+        """Raises `CloudMissing`, `CloudRefused`, `CloudUnavailable`."""
+        if server.image_id is None or server.status != SHELVED or boot_disk(server) in self._order.exclude:
+            return None
+        return find(self._cloud, server.id)
 
     def _checked(self, volume_id: str, *, idle: bool = False) -> VolumeState:
         """`idle`: nobody writes to it. Raises `VolumeUnsupported`, `VolumeInUse`, `VolumeBusy`."""
@@ -200,6 +216,7 @@ class StorageBackup:
         reached = self._sources.reach(wanted)
         request = copies.request(catalog, self._order)
         disks = [self._disk(each, reached[each.target], request, catalog) for each in wanted]
+        disks = [*self._shelved(subject, request), *disks]
         consistency = self._consistency(subject)
         self._work.progress.step(f"captured, {consistency}")
         return StorageCapture(
@@ -207,7 +224,7 @@ class StorageBackup:
             disks,
             consistency=consistency,
             taken_at=(begun + ended) / 2,
-            close=self._sources.close,
+            close=self._close,
             settle=self._settle,
         )
 
@@ -215,6 +232,8 @@ class StorageBackup:
         """Raises `CloudRefused` (a quota), `CloudUnavailable`, `CloudMissing` (the volume is gone), `Interrupted`."""
         self._work.progress.step("taking snapshots")
         states = subject.volumes
+        if not states:
+            return
         self._notes.tell(
             *({"kind": SNAPSHOT, "volume": each.id, "previous_status": each.status} for each in states.values())
         )
@@ -249,6 +268,20 @@ class StorageBackup:
         facts = {"format": reached.format, "kind": reached.kind, "serial": wanted.snapshot.volume_id}
         return StorageDisk(wanted.target, reached.source, decision, parent, facts, tracker)
 
+    def _shelved(self, subject: Subject, request: CaptureRequest) -> list[StorageDisk]:
+        """Its boot disk, of the time at which the snapshots were taken. Raises what `find` and `reach` raise."""
+        image, server = subject.image, subject.server
+        if image is None or server is None:
+            return []
+        if find(self._cloud, server.id) != image:  # it was unshelved since, and shelved again
+            raise CaptureFailed(vm=server.name, detail="Nova has made another image of it meanwhile")
+        target = boot_disk(server)
+        source = reach(self._host, self._work, self._cloud, image, vm=server.name, target=target, stack=self._fetched)
+        parent = request.since.get(target)
+        decision = decide(parent, source.size, request.full_reason, None, Reason.SERVER_SHELVED)
+        facts: dict[str, str | int | None] = {"format": image.format, "kind": "image", "image": image.id}
+        return [StorageDisk(target, source, decision, parent, facts, None)]
+
     # -- afterwards ---------------------------------------------------------------------------------
 
     def _keep(self, capture: StorageCapture) -> bool:
@@ -276,10 +309,15 @@ class StorageBackup:
         self._settle(False)
         self._remove_temporary()
 
+    def _close(self) -> None:
+        """May be called twice."""
+        self._fetched.close()
+        self._sources.close()
+
     def _remove_temporary(self) -> None:
         """What cannot be removed now, schedulers remove later: they were told of it."""
         self._work.progress.step("removing what was temporary")
-        self._sources.close()
+        self._close()
         try:
             self._temporary.undo()
         except RakshaError as error:
@@ -287,6 +325,7 @@ class StorageBackup:
             self._warnings.append(f"a temporary snapshot or volume is removed later: {error}")
             return
         volumes: Sequence[str] = sorted({each.volume_id for each in self._snapshots.values()})
-        self._notes.gone(
-            *({"kind": kind, "volume": each} for kind in (ATTACHMENT, VOLUME, SNAPSHOT) for each in volumes)
-        )
+        if volumes:
+            self._notes.gone(
+                *({"kind": kind, "volume": each} for kind in (ATTACHMENT, VOLUME, SNAPSHOT) for each in volumes)
+            )

@@ -1,4 +1,5 @@
-"""The capture of what was taken from storage: snapshots of volumes that Cinder made, each read as this host gets to it.
+"""The capture of what was taken from storage: snapshots of volumes that Cinder made, each read as this host gets to it,
+and the image of a server that is shelved.
 
 Nothing of the server or the volume was touched, so nothing is frozen or merged. What was made for the reading goes when
 all is stored; what may stay is a snapshot of each volume, from which its storage tells the next run what has changed.
@@ -28,14 +29,20 @@ class Decision(Struct, frozen=True):
     changed: tuple[Extent, ...] = ()
 
 
-def decide(parent: Parent | None, size: int, full_reason: Reason, changed: Sequence[Extent] | None) -> Decision:
-    """`changed`: since the parent, as its storage tells; None: it cannot, or was not asked to be able to."""
+def decide(
+    parent: Parent | None,
+    size: int,
+    full_reason: Reason,
+    changed: Sequence[Extent] | None,
+    untold: Reason = Reason.NO_TRACKER,
+) -> Decision:
+    """`changed`: since the parent, as its storage tells; None: it cannot, or was not asked to be able to (`untold`)."""
     if parent is None:
         return Decision(ReadMode.FULL, full_reason)
     if parent.size != size:
         return Decision(ReadMode.FULL, Reason.DISK_RESIZED)
     if changed is None:
-        return Decision(ReadMode.COMPARE, Reason.NO_TRACKER)
+        return Decision(ReadMode.COMPARE, untold)
     return Decision(ReadMode.DELTA, None, tuple(changed))
 
 

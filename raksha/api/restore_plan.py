@@ -7,7 +7,7 @@ to be like.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -101,9 +101,9 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
         vm = there.get(wanted["id"])
         if vm is None:
             raise RequestInvalid(problems=[(f"vms.{number}.id", f"The restore point has no VM {wanted['id']}.")])
-        if said := _does_not_fit(vm, body["target"]["kind"]):
-            raise RequestInvalid(problems=[("target.kind", said)])
         disks = _disks(detail, vm.id)
+        if said := _does_not_fit(vm, disks, body["target"]["kind"]):
+            raise RequestInvalid(problems=[("target.kind", said)])
         missing = [name for name in wanted["disks"] if name not in disks]
         if missing:
             raise RequestInvalid(problems=[(f"vms.{number}.disks", f"It has no disk {missing[0]} there.")])
@@ -123,13 +123,14 @@ def chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore
     return found
 
 
-def _does_not_fit(vm: BackupJobRunVm, kind: str) -> str | None:
+def _does_not_fit(vm: BackupJobRunVm, disks: Iterable[str], kind: str) -> str | None:
     """What was taken from storage is disks: nobody looked at a definition."""
     if vm.source == Source.VOLUME and kind not in _OF_DISKS:
         return f"{vm.vm_id} is a volume: it comes back as {', '.join(_OF_DISKS)}. Or name the VMs that are meant."
     if vm.source == Source.STORAGE and kind == "domain":
         return f"VM {vm.vm_id} was taken from storage, without its definition: it comes back as a server of the cloud."
-    if vm.source == Source.STORAGE and kind == "server" and (vm.server is None or vm.server["image_id"]):
+    had = None if vm.server is None else msgspec.convert(vm.server, Server)
+    if vm.source == Source.STORAGE and kind == "server" and (had is None or not had.boots_from(disks)):
         return f"VM {vm.vm_id} was taken from storage, without its boot disk: it comes back as {', '.join(_OF_DISKS)}."
     return None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from sqlalchemy import false, select
 from sqlalchemy.orm import Session
 
@@ -42,6 +43,9 @@ class Wait(Struct, frozen=True):
 
 #: what agents must be capable of, to take disks from storage
 STORAGE = "storage"
+
+#: of a server that is on no host, and whose disk is an image
+_SHELVED = "SHELVED_OFFLOADED"
 
 #: of a server that Nova has started from a rescue disk, with its own beside that
 _RESCUE = "RESCUE"
@@ -121,6 +125,8 @@ def place(
     running, else where it was last seen. No other will do: what that has of it may be old."""
     found = services.agents_of(session, member.vm_id)
     server = None if cloud is None else cloud.servers.get(member.vm_id)
+    if server is not None and server.status == _SHELVED:
+        return _from_its_image(server, member, alive.values())
     if server is not None:
         theirs = _with_server(project_id, server, found)
     else:
@@ -154,6 +160,16 @@ def place_anywhere(member: jobs.Member, alive: Iterable[Service], placement: Map
     kind = "volume" if member.source == Source.VOLUME else "VM"
     said = f"no agent that may can take {kind} {member.vm_id} from storage"
     return Wait("no_storage_agent", said, vm_id=member.vm_id)
+
+
+def _from_its_image(server: ListedServer, member: jobs.Member, alive: Iterable[Service]) -> Placed | Wait:
+    """Nova has made an image of its boot disk, which any agent can read. Its volumes nobody can: they are reserved for
+    it, and Cinder makes no snapshots of such; whoever leaves them out has the rest."""
+    if len(server.volumes) > len(member.excluded_disks):
+        said = f"Nova has shelved server {server.name}, and Cinder lets nobody read its volumes until it is unshelved"
+        return Wait("server_on_no_host", f"{said}, or its job leaves them out: {server.status}", vm_id=server.id)
+    # whom the job allows is seen to at the claim
+    return place_anywhere(replace(member, source=Source.STORAGE), alive, None)
 
 
 def _with_server(

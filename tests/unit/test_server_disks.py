@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raksha.server import Own, own_disk
+from raksha.server import AttachedVolume, Flavor, Own, Server, own_disk
 
 INSTANCE = "/var/lib/nova/instances/0e8c7211-86ca-4929-8152-113525c6dc24"
 
@@ -30,3 +30,24 @@ INSTANCE = "/var/lib/nova/instances/0e8c7211-86ca-4929-8152-113525c6dc24"
 )
 def test_own_disk(source: str, own: Own | None) -> None:
     assert own_disk(source) is own
+
+
+@pytest.mark.parametrize(
+    ("image", "stored", "boots"),
+    [
+        (None, ["vda"], True),
+        ("cirros", ["vdb"], False),
+        ("cirros", ["detached"], False),
+        ("cirros", [], False),
+        # from the image that Nova made when it shelved the server
+        ("cirros", ["vda"], True),
+        ("cirros", ["vda", "vdb"], True),
+    ],
+)
+def test_whether_it_can_boot_from_what_was_taken_from_storage(
+    image: str | None, stored: list[str], boots: bool
+) -> None:
+    flavor = Flavor(name="small", vcpus=1, ram=64, disk=1)
+    volumes = (AttachedVolume(id="data", size=1, device="/dev/vdb"), AttachedVolume(id="detached", size=1))
+    server = Server(id="web", name="web", status="ACTIVE", image_id=image, flavor=flavor, volumes=volumes)
+    assert server.boots_from(stored) is boots

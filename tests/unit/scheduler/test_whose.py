@@ -84,9 +84,9 @@ def server(id: str, host: str | None, **more: Any) -> dict[str, Any]:
     return played.server(id, id, PROJECT, hostId=host_id(PROJECT, host) if host else "", **more)
 
 
-def queue(database: Database, *vms: str, **more: Any) -> BackupJobRun:
+def queue(database: Database, *vms: str | Member, **more: Any) -> BackupJobRun:
     def work(session: Session) -> BackupJobRun:
-        members = [Member(vm) for vm in vms]
+        members = [Member(vm) if isinstance(vm, str) else vm for vm in vms]
         return make_run(session, make_job(session, "nightly", members=members, trust_id="trust-1", **more))
 
     return database.run(work)
@@ -133,15 +133,38 @@ def test_a_job_that_may_lose_vms_goes_on_without_those_that_are_gone(sqlite: Dat
 
 
 def test_a_server_on_no_host_is_waited_for(sqlite: Database, nova: Nova, go: Callable[..., None]) -> None:
-    nova.servers["web"] = server("web", None, status="SHELVED_OFFLOADED")
+    nova.servers["web"] = server("web", None, status="BUILD")
     sqlite.run(lambda s: agent_with(s, "host-a", ["web"]))
     run = queue(sqlite, "web")
     go()
     assert reason(sqlite, run) == (RunState.QUEUED, "server_on_no_host")
-    assert "SHELVED_OFFLOADED" in run_of(sqlite, run.backupjob_id).queued_reason["message"]
+    assert "BUILD" in run_of(sqlite, run.backupjob_id).queued_reason["message"]
     nova.servers["web"] = server("web", "host-a")
     go()
     assert reason(sqlite, run)[0] == RunState.READY
+
+
+def test_a_server_that_is_shelved_is_any_agent_s(sqlite: Database, nova: Nova, go: Callable[..., None]) -> None:
+    """Its disk is an image. Its volumes nobody can read, so whoever wants the rest leaves them out."""
+    attached = {"os-extended-volumes:volumes_attached": [{"id": "data"}]}
+    nova.servers["web"] = server("web", None, status="SHELVED_OFFLOADED")
+    sqlite.run(lambda s: agent_with(s, "host-a", ["web"]))
+    run = queue(sqlite, "web")
+    go()
+    assert reason(sqlite, run)[1] == "no_storage_agent"
+    sqlite.run(lambda s: agent_with(s, "host-c", [], capabilities={"storage": ["nfs"]}))
+    go()
+    assert reason(sqlite, run)[0] == RunState.READY
+    (task,) = tasks_of(sqlite, run.id)
+    assert (task.host, task.needs, task.order["source"]) == (None, "storage", "storage")
+
+    nova.servers["db"] = server("db", None, status="SHELVED_OFFLOADED", **attached)
+    whole = queue(sqlite, "db")
+    boot = queue(sqlite, Member("db", ("vdb",)))
+    go()
+    assert reason(sqlite, whole) == (RunState.QUEUED, "server_on_no_host")
+    assert "volumes" in run_of(sqlite, whole.backupjob_id).queued_reason["message"]
+    assert reason(sqlite, boot)[0] == RunState.READY
 
 
 def test_a_server_in_rescue_is_waited_for(sqlite: Database, nova: Nova, go: Callable[..., None]) -> None:
