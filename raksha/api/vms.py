@@ -2,7 +2,7 @@
 
 Where there is a Nova, a VM is listed because the caller's own token shows it, and with `[scheduler] libvirt_vms` also
 because an agent sees it with the project in its definition: one that libvirt alone manages. What both know of is one
-entry. The list is whole, or there is none.
+entry. The list is whole, or there is none. What an agent saw that is silent now stays, and says so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from raksha.db.models import BackupJob, BackupJobVm, SeenVm
 from raksha.db.paging import Page, Wanted
 from raksha.db.paging import page_of as page_in_memory
 from raksha.errors import RowNotFound
+from raksha.states import ServiceKind
 
 if TYPE_CHECKING:
     from raksha.openstack.compute import ListedServer
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 NOUN = Noun("vms", "/v1/<project:tenant_id>/vms", "VMs that can be protected, as agents and the cloud see them.")
 
 _NOT_SEEN = {"code": "vm_not_seen", "message": "No agent sees it: is there one on its host?"}
+#: as with a run that waits for it
+_SILENT = {"code": "agent_gone", "message": "The agent of its host is silent: this is what it saw last."}
 
 
 class DiskShown(Schema):
@@ -77,6 +80,8 @@ class Vm(Struct, frozen=True):
     id: str
     seen: SeenVm | None
     server: ListedServer | None = None
+    #: the agent that saw it says nothing any more
+    silent: bool = False
 
     @property
     def name(self) -> str:
@@ -85,8 +90,17 @@ class Vm(Struct, frozen=True):
 
     @property
     def power(self) -> str:
-        """The host knows best."""
-        return self.seen.power if self.seen else self.server.power if self.server else ""
+        """The host knows best, while it says anything."""
+        if self.server and (self.silent or not self.seen):
+            return self.server.power
+        return self.seen.power if self.seen else ""
+
+    @property
+    def refusal(self) -> Any:
+        """As with a run: first whether anybody is there to take it."""
+        if self.seen is None:
+            return _NOT_SEEN
+        return _SILENT if self.silent else self.seen.refusal
 
 
 #: as `agents.VM_COLUMNS`; what nobody has seen comes before what anybody has
@@ -114,7 +128,7 @@ def shown(vm: Vm) -> dict[str, Any]:
             for disk in (seen.disks if seen else ())
         ],
         "volumes": list(server.volumes) if server else [],
-        "refusal": said(seen.refusal if seen else _NOT_SEEN),
+        "refusal": said(vm.refusal),
         "seen_at": seen.seen_at if seen else None,
     }
 
@@ -141,16 +155,19 @@ def _seen_page(tenant_id: str, query: Mapping[str, Any]) -> Page[Vm]:
         where.append(SeenVm.power.in_(query["power"]))
     with services().database.reading() as session:
         page = agents.vms(session, tenant_id, _wanted(query), where, unowned=_unowned(tenant_id))
-    return Page([Vm(seen.vm_id, seen) for seen in page.rows], page.more)
+        alive = _alive(session)
+    return Page([Vm(seen.vm_id, seen, silent=seen.service_id not in alive) for seen in page.rows], page.more)
 
 
 def _whole_page(tenant_id: str, query: Mapping[str, Any], mine: Mapping[str, ListedServer]) -> Page[Vm]:
     """Of both: each time the whole list is put together, so that every page is of the same order."""
     with services().database.reading() as session:
         seen = {vm.vm_id: vm for vm in agents.all_vms(session, tenant_id, unowned=_unowned(tenant_id))}
+        alive = _alive(session)
     others = settings().libvirt_vms
     known = [id for id, vm in seen.items() if others or id in mine or vm.project_id is None]
-    found = [Vm(id, seen.get(id), mine.get(id)) for id in {**dict.fromkeys(known), **mine}]
+    silent = {id for id, vm in seen.items() if vm.service_id not in alive}
+    found = [Vm(id, seen.get(id), mine.get(id), id in silent) for id in {**dict.fromkeys(known), **mine}]
     if "name" in query:
         found = [vm for vm in found if vm.name == query["name"]]
     if "power" in query:
@@ -166,7 +183,8 @@ def show(tenant_id: str, vm_id: str) -> Any:
     server = servers.one(tenant_id, vm_id)
     owned = server is not None or servers.agents_say()
     with services().database.reading() as session:
-        vm = Vm(vm_id, _seen(session, tenant_id, vm_id, needed=server is None, owned=owned), server)
+        seen = _seen(session, tenant_id, vm_id, needed=server is None, owned=owned)
+        vm = Vm(vm_id, seen, server, seen is not None and seen.service_id not in _alive(session))
         mine = BackupJob.project_id == tenant_id, BackupJobVm.vm_id == vm_id
         statement = select(BackupJob.id).join(BackupJobVm, BackupJobVm.backupjob_id == BackupJob.id).where(*mine)
         named_by = list(session.scalars(statement.order_by(BackupJob.id)))
@@ -181,6 +199,11 @@ def _seen(session: Session, tenant_id: str, vm_id: str, *, needed: bool, owned: 
         if needed:
             raise
         return None
+
+
+def _alive(session: Session) -> set[str]:
+    """Agents."""
+    return {agent.id for agent in agents.alive(session, ServiceKind.AGENT, settings().agent_timeout)}
 
 
 def _wanted(query: Mapping[str, Any]) -> Wanted:

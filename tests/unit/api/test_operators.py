@@ -19,6 +19,7 @@ from raksha.db.transition import transition
 from raksha.rpc import Bus
 from raksha.states import RunState, ServiceState
 from raksha.wake import SCHEDULERS, WAKE
+from tests.bed.scheduling import silent
 from tests.unit.api import world
 from tests.unit.api.conftest import Api, basic, error
 from tests.unit.api.world import DB, FOREIGN, NOBODY, UNOWNED, WEB
@@ -43,6 +44,21 @@ def test_vms_are_those_of_the_project_each_once(seen: Api) -> None:
     assert web["disks"] == [{"target": "vda", "size": 1 << 30, "reason": None}]
     assert found[0]["refusal"] == {"code": "vm_unsupported", "message": "it has a host device"}
     assert [vm["id"] for vm in seen("GET", "/v1/p2/vms", "stranger").json["vms"]] == [FOREIGN]
+
+
+def test_a_vm_whose_agent_is_silent_says_so(seen: Api, database: Database) -> None:
+    """What it said last stays: when that was, and what it was."""
+    before = seen("GET", f"/v1/p1/vms/{WEB}").json
+    with database.reading() as session:
+        (agent,) = session.query(Service).filter_by(host="host-a")
+    database.run(lambda s: silent(s, agent, 61))
+    shown = {vm["id"]: vm for vm in seen("GET", "/v1/p1/vms", "reader").json["vms"]}
+    gone = {"code": "agent_gone", "message": "The agent of its host is silent: this is what it saw last."}
+    assert [shown[id]["refusal"] for id in (WEB, DB)] == [gone, gone]
+    found = seen("GET", f"/v1/p1/vms/{WEB}").json
+    assert found == {**before, "refusal": gone} and found["power"] == "running"
+    database.run(lambda s: silent(s, agent, 5))
+    assert seen("GET", f"/v1/p1/vms/{WEB}").json == before
 
 
 def test_pages_of_vms_have_each_once(seen: Api) -> None:

@@ -11,13 +11,15 @@ from typing import Any
 
 import flask
 import pytest
+from sqlalchemy.orm import Session
 
 from raksha.api import keystone
 from raksha.db import jobs
-from raksha.db.models import BackupJob
+from raksha.db.models import BackupJob, Service
 from raksha.db.session import Database
 from raksha.openstack import compute
 from raksha.openstack.compute import Servers
+from tests.bed.scheduling import silent
 from tests.contract.identity import Seen, serving
 from tests.unit.api import nova as played
 from tests.unit.api import world
@@ -151,6 +153,24 @@ def test_a_server_that_no_agent_sees_says_so(api: Api) -> None:
     assert (found["power"], found["status"], found["seen_at"]) == ("shut off", "SHELVED_OFFLOADED", None)
     assert (found["refusal"]["code"], found["disks"], found["backupjobs"]) == ("vm_not_seen", [], [])
     assert api("GET", f"{VMS}/{NEW}").json["power"] == "unknown"
+
+
+def test_of_a_server_whose_agent_is_silent_nova_knows_better(api: Api, database: Database, nova: Nova) -> None:
+    nova.servers[WEB]["OS-EXT-STS:power_state"] = 4
+    assert api("GET", f"{VMS}/{WEB}").json["power"] == "running", "its host knows first"
+
+    def all_silent(session: Session) -> None:
+        for agent in session.query(Service):
+            silent(session, agent, 61)
+
+    database.run(all_silent)
+    listed = {vm["id"]: vm for vm in api("GET", VMS, "reader").json["vms"]}
+    for found in (listed[WEB], api("GET", f"{VMS}/{WEB}").json):
+        assert (found["power"], found["refusal"]["code"]) == ("shut off", "agent_gone")
+        assert found["seen_at"] is not None
+    # what libvirt alone has is as it was seen last
+    assert (listed[DB]["power"], listed[DB]["refusal"]["code"]) == ("shut off", "agent_gone")
+    assert listed[NEW]["refusal"]["code"] == "vm_not_seen"
 
 
 def test_a_vm_that_libvirt_alone_has_is_listed_as_before(api: Api) -> None:
