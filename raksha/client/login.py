@@ -84,7 +84,9 @@ def _of_cloud(options: argparse.Namespace, config: Any, url: str | None, project
         cloud = config.get_one(argparse=options, validate=False)
         auth = cloud.config.get("auth") or {}
         if cloud.config.get("auth_type") in ("http_basic", "v3http_basic"):
-            return _basic(cloud, auth, url, project)
+            # of variables and options it is told beside `auth`, of clouds.yaml within
+            asked_for = getattr(options, "os_project_id", None)
+            return _basic(cloud, {**cloud.config, **auth, "os_project_id": asked_for}, url, project)
         if not auth.get("auth_url") and cloud.config.get("auth_type") != "none":
             raise NotLoggedIn("Nothing says where the service is, and who you are", HINT)
         cloud = config.get_one(argparse=options)
@@ -97,15 +99,15 @@ def _of_cloud(options: argparse.Namespace, config: Any, url: str | None, project
     return Client(session, endpoint_override=endpoint, region_name=region, interface=interface, project_id=project)
 
 
-def _basic(cloud: Any, auth: Mapping[str, Any], url: str | None, project: str | None) -> Client:
-    user, password = auth.get("username"), auth.get("password")
-    endpoint = url or auth.get("endpoint") or cloud.get_endpoint(SERVICE_TYPE)
+def _basic(cloud: Any, said: Mapping[str, Any], url: str | None, project: str | None) -> Client:
+    user, password = said.get("username"), said.get("password")
+    endpoint = url or said.get("endpoint") or cloud.get_endpoint(SERVICE_TYPE)
     missing = [name for name, value in (("OS_ENDPOINT", endpoint), ("OS_USERNAME", user)) if not value]
     if missing:
         raise NotLoggedIn(f"For http_basic {' and '.join(missing)} must be set", HINT)
     verify, cert = cloud.get_requests_verify_args()
     session = Session(HTTPBasicAuth(endpoint, user, password or asked()), verify=verify, cert=cert)
-    return Client(session, project_id=project or auth.get("project_id") or auth.get("project_name"))
+    return Client(session, project_id=project or said.get("os_project_id") or said.get("project_id"))
 
 
 def asked(prompt: str | None = None) -> str:

@@ -126,6 +126,8 @@ class Shell(App):
             help="of a `raksha serve` on this host, to log in as its user (Env: RAKSHA_STATE_DIR)",
         )
         self.config.register_argparse_arguments(parser, self._arguments, ["data-protection"])
+        if "--os-project-id" not in parser.format_usage():  # of Keystone's plugins alone
+            parser.add_argument("--os-project-id", metavar="ID", help="whose things these are (Env: OS_PROJECT_ID)")
         return parser
 
     def configure_logging(self) -> None:

@@ -29,7 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     cancel = threading.Event()
     _on_signals(cancel)
     gc.disable()  # nothing of what is brought in now is garbage; to look for some takes a tenth of the time
-    from raksha.cmd.call import call
+    try:
+        from raksha.cmd.call import call
+    except ImportError as error:  # only the client was installed
+        if str(error.name).startswith("raksha"):
+            raise
+        told = f"{error.name} is not installed, which `raksha {words[0]}` needs. README.md says how to set up a host."
+        print(f"raksha: {told}", file=sys.stderr)
+        _leave(2)
 
     gc.freeze()
     gc.enable()

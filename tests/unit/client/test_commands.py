@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import Any
 
 import pytest
 import yaml
 
-from raksha.client import Client, errors, waiting
+from raksha.client import Client, errors, osc, waiting
 from raksha.client.commands import COMMANDS
+from raksha.client.commands.base import _in_openstack
 from raksha.client.commands.job import CreateJob
 from raksha.db.session import Database
 from raksha.states import RunState
@@ -355,3 +357,16 @@ def test_a_service_that_is_away_for_a_moment_ends_no_watch() -> None:
     assert len(list(waiting.changes(look, 0, sleep=lambda _: None))) == 1
     with pytest.raises(errors.Unreachable):
         list(waiting.changes(lambda: (_ for _ in ()).throw(errors.Unreachable("x")), 0, -1, lambda _: None))
+
+
+def test_openstack_finds_the_same_commands() -> None:
+    """As they were installed: setup.py reads the table without importing it."""
+    found = {each.name: each.value for each in entry_points(group="openstack.data_protection.v1")}
+    assert found == {f"protection_{name.replace(' ', '_')}": where for name, where in COMMANDS.items()}
+    (plugin,) = [each for each in entry_points(group="openstack.cli.extension") if each.name == osc.API_NAME]
+    assert plugin.load() is osc
+
+
+def test_hints_name_the_front_door_that_was_taken() -> None:
+    assert _in_openstack("`raksha job list` shows") == "`openstack protection job list` shows"
+    assert _in_openstack("`raksha serve` and raksha's") == "`raksha serve` and raksha's"
