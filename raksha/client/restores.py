@@ -43,8 +43,8 @@ class Restores:
         *, target_token: str | None = None,
     ) -> Restore:  # fmt: skip
         """Begun with the answer. `vms`: None: all, with all their disks. `target_token`: of the caller in the other
-        project that `target` names."""
-        body, more = _body(target, vms), _token(target_token)
+        project that `target` names; None: one is got by this login."""
+        body, more = _body(target, vms), self._token(target, target_token)
         return self._transport.ask(Restore, "POST", _of(job_id, run_id), body=body, more=more).value
 
     def plan(
@@ -53,8 +53,13 @@ class Restores:
     ) -> RestorePlan:  # fmt: skip
         """What `create` would do with the same arguments (`dry_run`)."""
         body = {**_body(target, vms), "dry_run": True}
-        more = _token(target_token)
+        more = self._token(target, target_token)
         return self._transport.ask(RestorePlan, "POST", _of(job_id, run_id), body=body, more=more).value
+
+    def _token(self, target: Mapping[str, Any], given: str | None) -> dict[str, str]:
+        project = target.get("project")
+        token = self._transport.token_in(project) if given is None and project is not None else given
+        return {} if token is None else {"X-Raksha-Target-Token": token}
 
     def cancel(self, id: str) -> Restore:
         return self._transport.ask(Restore, "POST", f"{_PATH}/{quoted(id)}/cancel").value
@@ -70,7 +75,3 @@ def _of(job_id: str, run_id: str) -> str:
 
 def _body(target: Mapping[str, Any], vms: Sequence[Mapping[str, Any]] | None) -> dict[str, Any]:
     return {"target": dict(target)} if vms is None else {"target": dict(target), "vms": [dict(vm) for vm in vms]}
-
-
-def _token(token: str | None) -> dict[str, str]:
-    return {} if token is None else {"X-Raksha-Target-Token": token}

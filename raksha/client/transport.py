@@ -15,6 +15,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 from keystoneauth1 import exceptions
+from keystoneauth1.identity import generic
+from keystoneauth1.plugin import AUTH_INTERFACE
+from keystoneauth1.session import Session
 from msgspec import Struct
 
 from raksha.client import errors
@@ -118,6 +121,16 @@ class Transport:
                 return
             asked["marker"] = page.marker
             left = None if left is None else left - len(page.entries)
+
+    def token_in(self, project_id: str) -> str:
+        """Of the same login, for another project of the same user. Raises `NotLoggedIn`, `Unreachable`."""
+        mine = _logging_in(lambda: self._session.get_token())
+        keystone = _logging_in(lambda: self._session.get_endpoint(interface=AUTH_INTERFACE)) if mine else None
+        if not keystone:
+            raise errors.NotLoggedIn("This login is for one project", "Another one needs a login to Keystone.")
+        auth = generic.Token(keystone, token=mine, project_id=project_id)
+        there = Session(auth, verify=self._session.verify, cert=self._session.cert, redirect=False)
+        return str(_logging_in(lambda: there.get_token()))
 
     # -- addresses ------------------------------------------------------------------------------------
 

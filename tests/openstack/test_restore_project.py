@@ -11,6 +11,8 @@ import pytest
 from keystoneauth1 import session
 from keystoneauth1.identity import v3
 
+from raksha.client import Client
+from raksha.client.errors import NotLoggedIn
 from tests.openstack.cloud.layout import KEYSTONE_URL, PASSWORD
 from tests.openstack.cloud.rest import Cloud, Refused
 from tests.openstack.guest import Guest
@@ -235,6 +237,26 @@ def test_an_agent_that_was_killed_does_it_again_and_its_trust_ends(
         assert len(left(other)["volumes"] - there["volumes"]) == 1
     finally:
         remove(other, there)
+
+
+def test_the_library_gets_the_token_by_its_login(
+    raksha: Service, run: Any, demo: Cloud, other: Cloud, alt: Cloud
+) -> None:
+    client = Client(demo.login, endpoint_override=raksha.url)
+    target = {"kind": "volume", "project": other.project}
+    there = left(other)
+    assert client.restores.plan(run["backupjob_id"], run["id"], target).problems == ()
+    # where its user has no role, Keystone says no
+    with pytest.raises(NotLoggedIn):
+        client.restores.plan(run["backupjob_id"], run["id"], {**target, "project": alt.project})
+    try:
+        begun = client.restores.create(run["backupjob_id"], run["id"], target)
+        assert begun.target.project == other.project
+        assert until(raksha, demo, begun.id)["state"] == "done"
+        trust_is_gone(raksha, other)
+    finally:
+        remove(other, there)
+    canary(raksha, demo, other)
 
 
 def test_who_lost_the_other_project_gets_nothing_there(

@@ -123,6 +123,7 @@ class CreateRestore(OneRestore):
         "restore create 3f2a --vm web --to in-place --dry-run",
         "restore create 3f2a --to server --flavor m1.small --network 5f3c… --key-name mine --wait",
         "restore create 3f2a --to volume --overwrite web:vdb=77b1…",
+        "restore create 3f2a --to server --project 0c1d… --network 5f3c…",
     )
 
     def options(self, parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from raksha.client.errors import Ambiguous, NoSuch, WrongUse
 from raksha.client.records import Run, VmOfRun
 
 KINDS = ("domain", "files", "in-place", "server", "volume", "image")
-_PLAIN = ("directory", "host", "flavor", "key_name", "availability_zone", "volume_type")
+_PLAIN = ("project", "directory", "host", "flavor", "key_name", "availability_zone", "volume_type")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--no-start", dest="start", action="store_false", default=None, help="leave it shut off")
     parser.add_argument("--disk-format", choices=("raw", "qcow2"), help="of new files; default: as they were")
     cloud = parser.add_argument_group("into the cloud", "What is not named is as it was when it was backed up.")
+    cloud.add_argument("--project", metavar="ID", help="another project of yours that it goes into; it needs Keystone")
     cloud.add_argument("--flavor", metavar="FLAVOR", help="name or id")
     cloud.add_argument("--network", metavar="ID[,IP]", action="append", help="of a network card; may be repeated")
     cloud.add_argument("--no-network", action="store_true", help="without any")

@@ -256,3 +256,16 @@ def test_the_latest_run_of_a_state_is_found_among_others(client: Client, databas
     point = world.point(database, job.id)
     world.run(database, job.id, RunState.ERROR)
     assert client.runs.find("latest", [job.id]).id == point.id
+
+
+def test_another_project_needs_keystone(client: Client, database: Database, wire: Wire) -> None:
+    job = client.jobs.create("nightly", vms=VMS)
+    point = world.point(database, job.id)
+    target = {"kind": "volume", "project": "other"}
+    wire.sent.clear()
+    with pytest.raises(errors.NotLoggedIn, match="for one project"):
+        client.restores.create(job.id, point.id, target)
+    assert wire.sent == []
+    # a token that is given goes with the request, and this service has no use for it
+    with pytest.raises(errors.ApiError, match="Without Keystone"):
+        client.restores.create(job.id, point.id, target, target_token="gAAAA")
