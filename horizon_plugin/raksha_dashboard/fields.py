@@ -24,3 +24,15 @@ def number(slug: str, values: Iterable[str], label: Any, *, most: int, least: in
     return forms.IntegerField(
         label=label, required=False, min_value=least, max_value=most, widget=forms.NumberInput(attrs=attributes)
     )
+
+
+def entry_point(workflow: Any) -> str:
+    """Of a workflow whose fields have values from the start: the first step, or the one that has errors."""
+    steps = list(workflow.steps)
+    return str(next((step.slug for step in steps if step.has_errors), steps[0].slug))
+
+
+def show_error(workflow: Any, slug: str, said: str) -> None:
+    """What the API refused, above the fields of a step, which is the one that is shown then."""
+    workflow.add_error_to_step(said, slug)
+    workflow.get_step(slug).has_errors = True

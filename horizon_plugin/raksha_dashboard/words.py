@@ -122,3 +122,8 @@ def reason(code: str | None) -> Any:
 def said(why: Any) -> str:
     """Of an error or a reason that the API gives."""
     return "" if why is None else (why.message or why.code)
+
+
+def vm_name(vm: Any) -> str:
+    """Of a VM in a run: what its cloud called it, else what its hypervisor does."""
+    return (vm.server or {}).get("name") or vm.name or vm.vm_id

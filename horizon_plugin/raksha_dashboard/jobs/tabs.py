@@ -27,7 +27,8 @@ class OverviewTab(tabs.TableTab):
         context |= {
             "shown": shown, "schedule": schedules.words(shown.job.schedule), "newest": newest,
             "next": words.moment(shown.job.next_run_at), "stored": words.size(shown.stored),
-            "reason": words.said(shown.job.state_reason), "bars": charts.bars(shown.runs),
+            "reason": words.said(shown.job.state_reason), "state": words.badge(shown.job.state),
+            "bars": charts.bars(shown.runs),
             "chain": charts.chain(shown.runs), "newest_at": words.moment(newest.taken_at if newest else None),
             "newest_ago": words.ago(newest.taken_at if newest else None),
             "missed": words.said(shown.job.last_missed_reason),

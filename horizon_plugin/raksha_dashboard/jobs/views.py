@@ -88,7 +88,10 @@ class CreateView(_WorkflowView):
         chosen = [vm for vm in self.request.GET.getlist("vm") if vm]
         name = self.request.GET.get("name", "")
         zone = self.request.COOKIES.get("django_timezone") or self.request.session.get("django_timezone", "UTC")
-        return {"vms": chosen, "name": name, "zone": zone, "often": schedules.DAILY, "at": "02:00", "keep": "some"}
+        return {
+            "vms": chosen, "name": name, "zone": zone, "often": schedules.DAILY, "at": "02:00", "keep": "some",
+            "daily": 7, "weekly": 4,
+        }  # fmt: skip
 
 
 class UpdateView(_WorkflowView):

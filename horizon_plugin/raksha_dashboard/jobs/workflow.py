@@ -218,6 +218,9 @@ class _JobWorkflow(workflows.Workflow):
     def format_status_message(self, message: Any) -> str:
         return message % {"name": self.context.get("name", "")}
 
+    def get_entry_point(self) -> str:
+        return fields.entry_point(self)
+
     def handle(self, request: Any, context: Any) -> bool:
         try:
             self.object = self.write(client(request), context)
@@ -233,7 +236,7 @@ class _JobWorkflow(workflows.Workflow):
     def _refuse(self, what: Any, error: errors.ClientError) -> None:
         """The form stays as it is, with the reason."""
         said = message(what, error)
-        self.add_error_to_step(said, "what")
+        fields.show_error(self, "what", said)
         raise ValidationError(said) from error
 
     def members(self, context: Any, before: Any = None) -> list[dict[str, Any]]:

@@ -70,8 +70,8 @@ class WhatAction(workflows.Action):
         super().__init__(request, context, *args, **kwargs)
         for vm in self.run.vms or ():
             self.fields[f"name_{vm.vm_id}"] = forms.RegexField(
-                r"^[A-Za-z0-9_+@][A-Za-z0-9._+@ -]*$", label=_now("New name of %s") % (vm.name or vm.vm_id),
-                required=False, max_length=200, initial=f"{vm.name}-restored" if vm.name else "",
+                r"^[A-Za-z0-9_+@][A-Za-z0-9._+@ -]*$", label=_now("New name of %s") % words.vm_name(vm),
+                required=False, max_length=200, initial=f"{words.vm_name(vm)}-restored",
             )  # fmt: skip
 
     def populate_disks_choices(self, _request: Any, context: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ class WhatAction(workflows.Action):
         chosen = set(self["disks"].value() or ())
         return [
             {
-                "name": vm.name or vm.vm_id, "field": self[f"name_{vm.vm_id}"],
+                "name": words.vm_name(vm), "field": self[f"name_{vm.vm_id}"],
                 "disks": [
                     (value, disk.resource, words.size(disk.size), value in chosen)
                     for disk in vm.resources
@@ -92,10 +92,6 @@ class WhatAction(workflows.Action):
             }
             for vm in self.run.vms or ()
         ]  # fmt: skip
-
-    def handle(self, _request: Any, _context: dict[str, Any]) -> dict[str, Any]:
-        # the names of new servers have fields of their own, which no step can declare
-        return {name: value for name, value in self.cleaned_data.items() if name.startswith("name_")}
 
 
 class What(workflows.Step):
@@ -106,6 +102,7 @@ class What(workflows.Step):
 
     def contribute(self, data: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
         context = super().contribute(data, context)
+        # the names of new servers have fields of their own, which no step can declare
         context.update({name: value for name, value in (data or {}).items() if name.startswith("name_")})
         return context
 
@@ -191,6 +188,9 @@ class RestoreRun(workflows.Workflow):
     success_url = "horizon:project:protection_restores:index"
     default_steps = (What, Where)
 
+    def get_entry_point(self) -> str:
+        return fields.entry_point(self)
+
     def handle(self, request: Any, context: Any) -> bool:
         run = context["run"]
         target, vms = asked(context, run)
@@ -198,6 +198,6 @@ class RestoreRun(workflows.Workflow):
             self.object = client(request).restores.create(run.backupjob_id, run.id, target, vms)
         except errors.ClientError as error:
             said = message(_("The restore was not started."), error)
-            self.add_error_to_step(said, "where")
+            fields.show_error(self, "where", said)
             raise ValidationError(said) from error
         return True

@@ -56,7 +56,7 @@ def _vm(vm: Any) -> dict[str, Any]:
         for disk in vm.resources
     ]  # fmt: skip
     return {
-        "name": vm.name or vm.vm_id, "id": vm.vm_id, "state": words.badge(vm.state), "disks": disks,
+        "name": words.vm_name(vm), "id": vm.vm_id, "state": words.badge(vm.state), "disks": disks,
         "engine": vm.engine or "–", "consistency": words.CONSISTENCY.get(vm.consistency or "", "–"),
         "frozen": words.seconds(vm.frozen_seconds), "error": words.said(vm.error), "warnings": vm.warnings,
         "excluded": ", ".join(vm.excluded_disks), "host": vm.host or "–",
@@ -70,7 +70,7 @@ def _steps(run: Run) -> Iterator[Step]:
     if run.started_at is not None:
         yield Step(run.started_at, _("Started"))
     for vm in run.vms or ():
-        name = vm.name or vm.vm_id
+        name = words.vm_name(vm)
         if vm.taken_at is not None:
             said = words.CONSISTENCY.get(vm.consistency or "", vm.consistency or "–")
             yield Step(vm.taken_at, _("%(vm)s: snapshot taken. %(how)s") % {"vm": name, "how": said})

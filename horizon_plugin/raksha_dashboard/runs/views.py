@@ -52,7 +52,7 @@ class RunView(_OfRun, views.HorizonTemplateView):
         context |= {
             "job": job, "job_url": self.job_url, "url": f"{self.job_url}?tab=job__runs",
             "actions": table.render_row_actions(run), **steps.shown(run),
-            "custom_breadcrumb": [(_("Backup Jobs"), reverse(JOBS)), (job.name, self.job_url), (title,)],
+            "custom_breadcrumb": [(job.name, self.job_url)],
         }  # fmt: skip
         return context
 
