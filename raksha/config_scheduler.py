@@ -63,6 +63,12 @@ class SchedulerSettings(Struct, frozen=True):
     retention_interval: float = 3600.0
     #: seconds between two collections of the garbage of a vault
     collect_interval: float = 6 * 3600.0
+    #: the restore points of a job are read again so many seconds after the last time; 0: never
+    verify_every: float = 7 * 86400.0
+    #: hundredths of their data, others each time
+    verify_percent: int = 15
+    #: bytes per second that each of these reads; 0: any number
+    verify_bandwidth: int = 50 << 20
     #: seconds after which silent processes, answers to repeated requests and the like are forgotten
     forget_services: float = 30 * 86400.0
     #: where maps are put together; empty: the system's temporary folder
@@ -130,6 +136,13 @@ OPTIONS = [
                  "one after each backup)."),
     cfg.FloatOpt("collect_interval", default=_DEFAULTS.collect_interval, min=1,
                  help="Seconds between two collections of what no restore point of a vault needs any more."),
+    cfg.FloatOpt("verify_every", default=_DEFAULTS.verify_every, min=0,
+                 help="Seconds after which the restore points of a job are verified again: that all of it is there, "
+                 "and some of the data is read. 0: never, only when somebody asks for it."),
+    cfg.IntOpt("verify_percent", default=_DEFAULTS.verify_percent, min=0, max=100,
+               help="How many hundredths of the data are read each time, others every time; 0: none, 100: all."),
+    cfg.IntOpt("verify_bandwidth", default=_DEFAULTS.verify_bandwidth, min=0,
+               help="Bytes per second that a verification reads, whoever asked for it; 0: any number."),
     cfg.FloatOpt("forget_services", default=_DEFAULTS.forget_services, min=86400,
                  help="Seconds after which a process that is silent is forgotten."),
     cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,

@@ -202,6 +202,17 @@ class RestoreState(StrEnum):
     NEEDS_ATTENTION = "needs_attention"
 
 
+class VerificationState(StrEnum):
+    """Of a look at whether restore points still hold what was stored."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    #: whatever was found
+    DONE = "done"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
 class ServiceKind(StrEnum):
     """Which process it is."""
 

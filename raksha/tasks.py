@@ -212,6 +212,17 @@ class VerifyOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     copies: tuple[Copy, ...]
     #: fetch and decode everything, not just maps
     data: bool = False
+    #: of the data, and which: what is at hundredth `offset` and the following ones
+    percent: int = 100
+    offset: int = 0
+    #: damaged data that is stored a second time, whole, is put in the place of what is damaged
+    heal: bool = False
+    #: all that is looked at, and what it builds on, as the database knows it; no other copies are
+    recorded: tuple[RecordedCopy, ...] | None = None
+    #: digests of VMMetadata, by run and VM
+    machines: dict[str, dict[str, str | None]] = {}
+    #: bytes per second that are read
+    bandwidth_limit: int | None = None
 
 
 class ReleaseOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="release"):
@@ -338,8 +349,10 @@ class Verified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     """Of a verification: copies that are whole, and what is wrong with others."""
 
     sound: tuple[ResourceKey, ...]
-    #: copy and error
+    #: object, code, detail, and the copies that it hits
     findings: tuple[dict[str, Any], ...] = ()
+    #: names of objects that were damaged, and are whole again
+    healed: tuple[str, ...] = ()
 
 
 Result = Stored | Finished | Restored | Verified

@@ -20,7 +20,7 @@ from raksha.errors import VaultForeign
 from raksha.journal import Journal
 from raksha.restore.context import Context
 from raksha.rpc import Caller
-from raksha.tasks import BackupOrder, RestoreOrder
+from raksha.tasks import BackupOrder, RestoreOrder, VerifyOrder
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
 from raksha.vault.recorded import Record
@@ -79,4 +79,6 @@ def _known(work: Work) -> Record:
     order = work.order
     if isinstance(order, RestoreOrder):
         return Record(order.recorded or (), machine=order.machine_digest, only=order.recorded is not None)
+    if isinstance(order, VerifyOrder):
+        return Record(order.recorded or (), only=order.recorded is not None)
     return Record(order.recorded if isinstance(order, BackupOrder) else ())

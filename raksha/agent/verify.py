@@ -6,14 +6,19 @@ Promises: one broken object hides no other; every finding names the restore poin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
-from raksha.errors import Damaged, ParentMissing
+from raksha.errors import Damaged, MetadataInvalid, ObjectMissing, ParentMissing
 from raksha.restore.context import Context
 from raksha.restore.verify import CopyToVerify, Finding, verify
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
+from raksha.vault.recorded import digest_of
+
+#: by run and VM the digest of its VMMetadata, where somebody knows it
+Machines = Mapping[str, Mapping[str, str | None]]
 
 
 def verify_runs(
@@ -38,11 +43,13 @@ def verify_runs(
     return len(documents.copies), [*unreadable, *documents.findings(), *found]
 
 
-def copies_of(catalog: Catalog, keys: Sequence[ResourceKey]) -> tuple[list[CopyToVerify], list[Finding]]:
+def copies_of(
+    catalog: Catalog, keys: Sequence[ResourceKey], machines: Machines
+) -> tuple[list[CopyToVerify], list[Finding]]:
     """These disk copies with all that they build on; and what is wrong with the documents that lead there."""
     documents = _Documents(catalog)
-    for key in keys:
-        documents.look_at_copy(key.vm, key)
+    for (job, run), of_run in groupby(sorted(keys), key=lambda key: (key.backupjob, key.backupjobrun)):
+        documents.look_at_run(job, run, list(of_run), machines.get(run, {}))
     return list(documents.copies.values()), documents.findings()
 
 
@@ -63,6 +70,37 @@ class _Documents:
             self._note(names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm), error, keys)
         for key in keys:
             self.look_at_copy(vm.name, key)
+
+    def look_at_run(self, job: str, run: str, keys: Sequence[ResourceKey], machines: Mapping[str, str | None]) -> None:
+        """`keys`: its copies that somebody knows of."""
+        try:
+            found = self._catalog.run(job, run)
+            if found is None:
+                raise ObjectMissing(name=names.run(job, run))
+        except Damaged as error:
+            self._note(names.run(job, run), error, keys)
+            found = None
+        known = {} if found is None else {vm.vm: vm for vm in found.vms}
+        for vm, of_vm in groupby(keys, key=lambda key: key.vm):
+            mine = list(of_vm)
+            self._look_at_machine(known.get(vm), found, mine, machines.get(vm))
+            for key in mine:
+                self.look_at_copy(vm, key)
+
+    def _look_at_machine(
+        self, vm: VmSummary | None, run: RunDocument | None, keys: Sequence[ResourceKey], digest: str | None
+    ) -> None:
+        if run is None:
+            return
+        name = names.vm_metadata(run.backupjob, run.backupjobrun, keys[0].vm)
+        try:
+            if vm is None:
+                raise MetadataInvalid(name=names.run(run.backupjob, run.backupjobrun), detail=f"it lacks {keys[0].vm}")
+            data = self._catalog.machine_bytes(run, vm)
+            if digest is not None and digest_of(data) != digest:
+                raise MetadataInvalid(name=name, detail="it is not what was stored there")
+        except Damaged as error:
+            self._note(name, error, keys)
 
     def look_at_copy(self, vm: str, key: ResourceKey) -> None:
         """`vm`: as a person knows it."""

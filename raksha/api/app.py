@@ -36,6 +36,7 @@ from raksha.api import (
     service_list,
     usage,
     vaults,
+    verifications,
     versions,
     vms,
 )
@@ -59,6 +60,7 @@ NOUNS: tuple[Noun, ...] = (
     backupjobruns.NOUN,
     retention_preview.NOUN,
     restores.NOUN,
+    verifications.NOUN,
     schedule_preview.NOUN,
     vms.NOUN,
     vaults.NOUN,

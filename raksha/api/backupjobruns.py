@@ -7,7 +7,7 @@ from typing import Any
 import flask
 from sqlalchemy.orm import Session
 
-from raksha.api import etag, idempotency, links, restores, run_start, target_project
+from raksha.api import etag, idempotency, links, restores, run_start, target_project, verifications
 from raksha.api.answers import page_of
 from raksha.api.bodies import Body, Flag, Text
 from raksha.api.nouns import Noun, answer
@@ -19,6 +19,7 @@ from raksha.api.restores import RestoreShown
 from raksha.api.run_shown import RunDetail, RunShown, detailed, shown
 from raksha.api.run_start import RunAsked
 from raksha.api.services import services, settings
+from raksha.api.verifications import VerificationAsked, VerificationShown
 from raksha.db import jobs, runs
 from raksha.db.models import BackupJobRun
 from raksha.errors import StateConflict
@@ -129,6 +130,15 @@ def restore(tenant_id: str, backupjob_id: str, backupjobrun_id: str, body: dict[
         return runs.get(session, tenant_id, backupjobrun_id, job_id=backupjob_id)
 
     return restores.begin(tenant_id, run_of, body)
+
+
+@NOUN.operation(
+    "POST", "/<id:backupjobrun_id>/verify", rule="verify", allow=Allow.MEMBER,
+    does="Look whether a restore point still holds what was stored.", body=VerificationAsked, body_optional=True,
+    returns=VerificationShown, status=202, repeatable=True,
+)  # fmt: skip
+def verify(tenant_id: str, backupjob_id: str, backupjobrun_id: str, body: dict[str, Any]) -> Any:
+    return verifications.begin(tenant_id, backupjob_id, backupjobrun_id, body)
 
 
 @NOUN.operation(

@@ -10,7 +10,7 @@ from marshmallow import fields, validate
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from raksha.api import allowed, delegation, etag, idempotency, job_members, links, run_start
+from raksha.api import allowed, delegation, etag, idempotency, job_members, links, run_start, verifications
 from raksha.api.answers import page_of
 from raksha.api.bodies import Query, Text
 from raksha.api.job_body import JobChanged, JobWritten, columns
@@ -21,6 +21,7 @@ from raksha.api.policy import Allow
 from raksha.api.run_shown import RunShown
 from raksha.api.run_start import RunAsked
 from raksha.api.services import identity, services, settings
+from raksha.api.verifications import VerificationAsked, VerificationShown
 from raksha.db import jobs, rows, runs, schedules, vaults
 from raksha.db.columns import SECOND, new_id
 from raksha.db.models import BackupJob, BackupJobVm
@@ -152,6 +153,15 @@ def take_over(tenant_id: str, backupjob_id: str) -> Any:
         job, members = services().database.run(lambda session: work(session, trust))
     services().wake()
     return shown(job, members), etag.headers(job.version)
+
+
+@NOUN.operation(
+    "POST", "/<id:backupjob_id>/verify", rule="verify", allow=Allow.MEMBER,
+    does="Look whether the restore points of a job still hold what was stored.", body=VerificationAsked,
+    body_optional=True, returns=VerificationShown, status=202, repeatable=True,
+)  # fmt: skip
+def verify(tenant_id: str, backupjob_id: str, body: dict[str, Any]) -> Any:
+    return verifications.begin(tenant_id, backupjob_id, None, body)
 
 
 class DeleteQuery(Query):

@@ -62,6 +62,9 @@ class RunShown(Schema):
     started_at = Instant(required=True, allow_none=True)
     taken_at = Instant(required=True, allow_none=True, metadata={"description": "The moment that it holds"})
     finished_at = Instant(required=True, allow_none=True)
+    verified_at = Instant(
+        required=True, allow_none=True, metadata={"description": "When all its data was last read, and found right"}
+    )
     cancel_requested_at = Instant(required=True, allow_none=True)
     consistency = _word(Consistency)
     group_consistent = fields.Boolean(
@@ -154,7 +157,7 @@ class RunDetail(RunShown):
 
 _RUN = ("id", "backupjob_id", "project_id", "user_id", "description", "protected", "state", "kind", "trigger",
         "scheduled_at", "retry_of", "attempt", "created_at", "started_at", "taken_at", "finished_at",
-        "cancel_requested_at", "consistency", "group_consistent", "skew_seconds", "skew_error_seconds",
+        "verified_at", "cancel_requested_at", "consistency", "group_consistent", "skew_seconds", "skew_error_seconds",
         "frozen_seconds", "bytes_stored", "request_id")  # fmt: skip
 _VM = ("vm_id", "source", "name", "host", "state", "excluded_disks", "engine", "power", "consistency", "taken_at",
        "frozen_seconds", "server")  # fmt: skip

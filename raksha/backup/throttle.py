@@ -1,6 +1,6 @@
-"""A store that takes no more than so many bytes a second, however many threads write to it.
+"""A store that takes, or gives, no more than so many bytes a second, however many threads use it.
 
-What is read goes on at once. A pause is no burden: what was not sent in a second
+What goes the other way goes at once. A pause is no burden: what was not sent in a second
 of waiting for the disk may be sent in the next, but not what was not sent an hour ago.
 """
 
@@ -80,3 +80,18 @@ class ThrottledStore:
 
     def close(self) -> None:
         self._store.close()
+
+
+class ThrottledReads(ThrottledStore):
+    """The other way round: what is read is limited, and paid for when it is there."""
+
+    def put(self, name: str, data: Buffer, *, create_only: bool = False) -> None:
+        self._store.put(name, data, create_only=create_only)
+
+    def put_file(self, name: str, source: BinaryIO, size: int) -> None:
+        self._store.put_file(name, source, size)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> bytes:
+        data = self._store.get(name, offset, length)
+        self._bucket.take(len(data))
+        return data

@@ -15,6 +15,7 @@ from raksha.db.models import (
     Restore,
     Service,
     Task,
+    Verification,
     VmResourceBackup,
 )
 from raksha.states import (
@@ -27,10 +28,11 @@ from raksha.states import (
     RunVmState,
     ServiceState,
     TaskState,
+    VerificationState,
 )
 
 _J, _R, _V, _B, _T = JobState, RunState, RunVmState, BackupState, TaskState
-_S, _P, _G, _M = RestoreState, ServiceState, BarrierState, MemberState
+_S, _P, _G, _M, _C = RestoreState, ServiceState, BarrierState, MemberState, VerificationState
 
 _ENDED: frozenset[TaskState] = frozenset({_T.DONE, _T.ERROR, _T.CANCELLED})
 
@@ -82,6 +84,10 @@ MOVES: Mapping[type[Base], Mapping[StrEnum, frozenset[StrEnum]]] = {
         _S.CANCELLING: frozenset({_S.CANCELLED, _S.DONE, _S.ERROR, _S.NEEDS_ATTENTION}),
         _S.NEEDS_ATTENTION: frozenset({_S.RUNNING, _S.ERROR}),
     },
+    Verification: {
+        _C.QUEUED: frozenset({_C.RUNNING, _C.CANCELLED, _C.ERROR}),
+        _C.RUNNING: frozenset({_C.DONE, _C.CANCELLED, _C.ERROR}),
+    },
     Service: {
         _P.ENABLED: frozenset({_P.DRAINING, _P.DISABLED}),
         _P.DRAINING: frozenset({_P.DRAINED, _P.ENABLED, _P.DISABLED}),
@@ -110,6 +116,7 @@ NOUNS: Mapping[type[Base], str] = {
     VmResourceBackup: "resource backup",
     Task: "task",
     Restore: "restore",
+    Verification: "verification",
     Service: "service",
     Barrier: "consistency group",
     BarrierMember: "member of a group",

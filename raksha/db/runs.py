@@ -330,6 +330,12 @@ def publish(session: Session, id: str, epoch: int, *, commit_number: int, **valu
     )
 
 
+def points_of(session: Session, job_id: str) -> list[BackupJobRun]:
+    """All restore points of a job, the oldest commit first."""
+    mine = BackupJobRun.backupjob_id == job_id, BackupJobRun.state.in_(POINTS)
+    return list(session.scalars(select(BackupJobRun).where(*mine).order_by(BackupJobRun.commit_number)))
+
+
 def sum_progress(session: Session, id: str) -> None:
     """Bytes of the run := those of its disks."""
     disk = BackupJobRunVmResource

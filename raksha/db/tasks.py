@@ -69,9 +69,16 @@ def of_restore(session: Session, restore_id: str) -> list[Task]:
     return list(session.scalars(select(Task).where(mine).order_by(Task.created_at, Task.id)))
 
 
-def release(session: Session, *, run_id: str | None = None, restore_id: str | None = None) -> int:
-    """Make all waiting tasks of a run or restore claimable at once. How many."""
-    mine = Task.backupjobrun_id == run_id if run_id is not None else Task.restore_id == restore_id
+def of_verification(session: Session, verification_id: str) -> list[Task]:
+    mine = Task.verification_id == verification_id
+    return list(session.scalars(select(Task).where(mine).order_by(Task.created_at, Task.id)))
+
+
+def release(
+    session: Session, *, run_id: str | None = None, restore_id: str | None = None, verification_id: str | None = None
+) -> int:
+    """Make all waiting tasks of a run, restore or verification claimable at once. How many."""
+    mine = _of(run_id, restore_id, verification_id)
     return transition_all(session, Task, TaskState.READY, [mine], start={TaskState.PENDING})
 
 
@@ -294,15 +301,23 @@ def give_up(session: Session, task: Task, to: TaskState, error: Any) -> None:
     )  # fmt: skip
 
 
-def cancel(session: Session, *, run_id: str | None = None, restore_id: str | None = None) -> int:
+def cancel(
+    session: Session, *, run_id: str | None = None, restore_id: str | None = None, verification_id: str | None = None
+) -> int:
     """End what nobody has claimed, and ask for the end of what somebody has. How many are still claimed."""
-    mine = Task.backupjobrun_id == run_id if run_id is not None else Task.restore_id == restore_id
+    mine = _of(run_id, restore_id, verification_id)
     unclaimed = {TaskState.PENDING, TaskState.READY}
     transition_all(session, Task, TaskState.CANCELLED, [mine], start=unclaimed, finished_at=now())
     claimed = update(Task).where(mine, Task.state == TaskState.CLAIMED)
     count = rows.changed(session, claimed.values(cancel_requested_at=now()))
     rows.reread(session, Task)
     return count
+
+
+def _of(run_id: str | None, restore_id: str | None, verification_id: str | None) -> ColumnElement[bool]:
+    if run_id is not None:
+        return Task.backupjobrun_id == run_id
+    return Task.restore_id == restore_id if restore_id is not None else Task.verification_id == verification_id
 
 
 def _until(seconds: float) -> ColumnElement[int]:

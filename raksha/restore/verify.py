@@ -10,7 +10,11 @@
 Findings are collected, never raised: one damaged object does not hide another. An unreachable vault is an error.
 Memory: the list of objects is in a temporary file; what is held grows with the number of findings only.
 
-Without `data` a flipped byte goes unnoticed: only presence and size are looked at.
+Without `data` a flipped byte goes unnoticed: only presence and size are looked at. So it is with data outside of a
+`Share`, which reads some at a time.
+
+Healing: the digest in a segment's name is made of the hashes of all its clusters. Whoever read the same data later
+stored it under the same digest; where its bytes fit what the maps say of the damaged one, they take its place.
 """
 
 from __future__ import annotations
@@ -33,8 +37,11 @@ from raksha.restore.segments import cluster_hashes, get_segment
 from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.map import DATA, MapPage, MapReader, StoreSource
-from raksha.vault.segment import HASH_BYTES, ClusterHasher
+from raksha.vault.segment import HASH_BYTES, ClusterHasher, SegmentRow
 from raksha.vault.store import Part, Store
+
+#: in the place of a segment's
+_UNREAD = 2**64 - 1
 
 
 class CopyToVerify(Struct, frozen=True):
@@ -66,10 +73,33 @@ class Finding(Struct, frozen=True):
     hits: tuple[ResourceKey, ...]
 
 
-def verify(store: Store, copies: Sequence[CopyToVerify], context: Context, *, data: bool = False) -> list[Finding]:
-    """Everything wrong with these copies, sorted by object. Raises `VaultError` errors and `Interrupted` only."""
+class Share(Struct, frozen=True):
+    """Some of the data: `percent` hundredths of all segments, from the one at `offset` on, by their digests. Segments
+    of the same digest are in the same hundredth for ever."""
+
+    percent: int = 100
+    offset: int = 0
+
+    def has(self, digest: bytes) -> bool:
+        return (int.from_bytes(digest[:8], "big") - self.offset) % 100 < self.percent
+
+
+def verify(
+    store: Store,
+    copies: Sequence[CopyToVerify],
+    context: Context,
+    *,
+    data: bool = False,
+    share: Share = Share(),  # noqa: B008 (frozen)
+    healed: list[str] | None = None,
+) -> list[Finding]:
+    """Everything wrong with these copies, sorted by object. Raises `VaultError` errors and `Interrupted` only.
+
+    `share`: of the data that is read. `healed`: gets the names of segments that were damaged and are whole again; None:
+    nothing is changed.
+    """
     with Inventory() as inventory, _Hashes(context) as hashes:
-        check = _Check(store, copies, context, inventory, hashes)
+        check = _Check(store, copies, context, inventory, hashes, share, healed)
         check.maps()
         check.images()
         if data:
@@ -109,12 +139,16 @@ class _Check:
         context: Context,
         inventory: Inventory,
         hashes: _Hashes,
+        share: Share,
+        healed: list[str] | None,
     ) -> None:
         self._store = store
         self._copies = copies
         self._context = context
         self._inventory = inventory
         self._hashes = hashes
+        self._share = share
+        self._healed = healed
         self._lock = threading.Lock()
         self._found: set[Finding] = set()
         #: places of segments that are damaged: maps are not blamed for them
@@ -248,16 +282,45 @@ class _Check:
 
     def _segment_holds(self, needed: NeededSegment) -> None:
         row = needed.row
+        if not self._share.has(row.digest):
+            self._segment_there(needed)
+            return
+        hasher, cluster_size = self._copies[needed.disk].hasher, self._cluster_sizes[needed.disk]
         try:
-            body = get_segment(self._store, row)
-            found = cluster_hashes(body, row, self._copies[needed.disk].hasher, self._cluster_sizes[needed.disk])
+            found = cluster_hashes(get_segment(self._store, row), row, hasher, cluster_size)
         except Damaged as error:
-            with self._lock:
-                self._damaged.add(needed.place)
-            self._note(row.name, error, self._inventory.segment_users(needed))
+            healed = self._heal(row, hasher, cluster_size)
+            if healed is None:
+                with self._lock:
+                    self._damaged.add(needed.place)
+                self._note(row.name, error, self._inventory.segment_users(needed))
+            else:
+                self._hashes.put(needed.place, healed)
         else:
             self._hashes.put(needed.place, found)
         self._context.progress.advance(row.stored, row.stored)
+
+    def _heal(self, row: SegmentRow, hasher: ClusterHasher, cluster_size: int) -> list[bytes] | None:
+        """The hashes of its clusters, once it is whole again; None: nobody has stored its data a second time."""
+        if self._healed is None:
+            return None
+        container, _, key = row.name.partition("/")
+        for name in sorted(self._store.names(container, key.removesuffix(row.claim))):
+            if name == row.name:
+                continue
+            try:
+                body = self._store.get(name)
+                if len(body) != row.stored:
+                    continue
+                cluster_hashes(body, row, hasher, cluster_size)
+                self._store.put(row.name, body)
+                found = cluster_hashes(get_segment(self._store, row), row, hasher, cluster_size)
+            except Damaged:  # that one is no better, or is going just now
+                continue
+            with self._lock:
+                self._healed.append(row.name)
+            return found
+        return None
 
     def _object_holds(self, needed: NeededObject) -> None:
         part = needed.part
@@ -272,7 +335,7 @@ class _Check:
     def names(self) -> None:
         """Every map records, for each cluster, the hash of what the segment that it names holds."""
         for number, reader in self._readers.items():
-            places = array("Q", (self._inventory.add_segment(row, number) for row in reader.segments()))
+            places = array("Q", (self._place(row, number) for row in reader.segments()))
             for page in reader.pages():
                 self._context.check()
                 cluster = self._wrong_name(page, places)
@@ -281,12 +344,16 @@ class _Check:
                     self._note(reader.name, ObjectCorrupt(name=reader.name, detail=detail), [number])
                     break
 
+    def _place(self, row: SegmentRow, number: int) -> int:
+        return self._inventory.add_segment(row, number) if self._share.has(row.digest) else _UNREAD
+
     def _wrong_name(self, page: MapPage, places: array[int]) -> int | None:
-        """The first cluster of a page whose hash is not that of what it names; damaged segments are left out."""
+        """The first cluster of a page whose hash is not that of what it names; damaged and unread segments are left
+        out."""
         named = [places[segment] for segment in page.segments] if places else []
         for start, stop in page.runs(DATA):
             for place, run in groupby(range(start, stop), key=named.__getitem__):
-                if place in self._damaged:
+                if place == _UNREAD or place in self._damaged:
                     continue
                 positions = list(run)
                 indexes = page.indexes[positions[0] : positions[-1] + 1]

@@ -11,8 +11,8 @@ from msgspec import Struct
 from sqlalchemy.orm import Session
 
 from raksha.config_scheduler import SchedulerSettings
-from raksha.db import backups, idempotency, jobs, runs, services, tasks
-from raksha.db.models import BackupJobRun, Restore, Task
+from raksha.db import backups, idempotency, jobs, runs, services, tasks, verifications
+from raksha.db.models import BackupJobRun, Restore, Task, Verification
 from raksha.db.session import Database
 from raksha.errors import IdentityUnavailable, RowNotFound, StillNeeded
 from raksha.scheduler.access import ENVIRONMENT, Access
@@ -80,4 +80,7 @@ def _over(session: Session, kind: PinHolder, id: str) -> bool:
     if kind == PinHolder.CONSOLIDATE:
         task = session.get(Task, id)
         return task is None or task.state in tasks.TERMINAL
+    if kind == PinHolder.VERIFY:
+        verification = session.get(Verification, id)
+        return verification is None or verification.state not in verifications.GOING
     return False

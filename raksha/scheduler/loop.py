@@ -33,6 +33,8 @@ from raksha.scheduler import (
     restore_start,
     retaining,
     trust_ends,
+    verify_start,
+    verifying,
 )
 from raksha.scheduler.about import about_run
 from raksha.scheduler.access import ENVIRONMENT, Access
@@ -80,6 +82,7 @@ class Loop:
             ("dispatch", self._dispatch),
             ("commit", self._commit),
             ("restore", self._restore),
+            ("verify", self._verify),
             ("clear", self._clear),
             ("delete", self._delete),
             ("retain", self._retain),
@@ -170,6 +173,13 @@ class Loop:
         if run.state == RunState.AVAILABLE:
             retaining.retain(self._database, self._settings, run.backupjob_id)
         self.wake()
+
+    def _verify(self) -> int:
+        """Verifications that were begun."""
+        done = verify_start.start(self._database, self._settings)
+        for id in done.read:
+            self._background.submit(f"verify {id}", partial(verifying.judge_logged, self._database, id, self._access))
+        return done.begun
 
     def _clear(self) -> bool:
         self._background.submit("end trusts", lambda: trust_ends.of_restores(self._database, self._access))

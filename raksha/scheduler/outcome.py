@@ -17,7 +17,7 @@ from raksha.db import backups, rows, runs, vaults
 from raksha.db.columns import SECOND
 from raksha.db.models import BackupJobRun, BackupJobRunVm, BackupJobRunVmResource, Task, VmResourceBackup
 from raksha.errors import ResultInvalid
-from raksha.scheduler import releasing, restoring, temporary
+from raksha.scheduler import releasing, restoring, temporary, verifying
 from raksha.scheduler.parents import base_key
 from raksha.states import BackupKind, TaskKind, TaskState
 from raksha.tasks import BackupOrder, Finish, Finished, Report, Restored, Stored, Verified
@@ -37,6 +37,8 @@ def begun(session: Session, task: Task) -> None:
     """An agent has claimed it."""
     if task.restore_id is not None:
         restoring.begun(session, task.restore_id, task.epoch)
+    elif task.verification_id is not None:
+        verifying.begun(session, task.verification_id)
     elif task.kind == TaskKind.BACKUP and task.needs is not None:
         mine = BackupJobRunVm.backupjobrun_id == task.backupjobrun_id, BackupJobRunVm.vm_id == task.vm_id
         rows.changed(session, update(BackupJobRunVm).where(*mine).values(host=task.host))
@@ -49,6 +51,8 @@ def progress(session: Session, task: Task, said: Report) -> None:
         temporary.told(session, task, said)
     if task.restore_id is not None:
         restoring.progress(session, task.restore_id, said)
+    elif task.verification_id is not None:
+        verifying.progress(session, task.verification_id, said)
     elif task.kind == TaskKind.BACKUP and task.backupjobrun_id is not None and said.disks:
         vm = _vm_of(session, task)
         for disk in said.disks:

@@ -199,12 +199,18 @@ class Catalog:
 
     def machine(self, run: RunDocument, vm: VmSummary) -> VMMetadata:
         name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
-        data = self.store.get(name)
+        data = self.machine_bytes(run, vm)
         self._record.check_machine(name, data)
+        return decode(data, VMMetadata, name)
+
+    def machine_bytes(self, run: RunDocument, vm: VmSummary) -> bytes:
+        """Its VMMetadata as it is stored, which can be read and is that of this VM."""
+        name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
+        data = self.store.get(name)
         found = decode(data, VMMetadata, name)
         if found.vm != vm.vm:
             raise MetadataInvalid(name=name, detail=f"it is that of VM {found.vm}")
-        return found
+        return data
 
     def hasher(self, key_id: str) -> ClusterHasher:
         """For clusters of maps that name this key."""

@@ -12,10 +12,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from raksha.agent.verify_task import carry_out
 from raksha.backup.disk import store_disk
 from raksha.backup.documents import machine_document, vm_summary
 from raksha.backup.pipeline import Destination
 from raksha.progress import Progress
+from raksha.restore.context import Context
 from raksha.rpc import Handler, Verb
 from raksha.states import Consistency, ReadMode, TaskKind, TaskState
 from raksha.tasks import (
@@ -37,16 +39,19 @@ from raksha.tasks import (
     SeenDisk,
     SeenVm,
     Stored,
+    Verified,
+    VerifyOrder,
 )
 from raksha.types import CLUSTER_SIZE, Extent, ExtentKind, ResourceKey
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
 from raksha.vault.dedupe import DedupeIndex
+from raksha.vault.recorded import Record
 from raksha.virt.capture import BaseImage, Machine
 from tests.bed.databases import PROJECT
 from tests.unit.backup.disks import MemoryDisk, restored, whole
 
-KINDS = (TaskKind.BACKUP, TaskKind.FINISH, TaskKind.RESTORE)
+KINDS = (TaskKind.BACKUP, TaskKind.FINISH, TaskKind.RESTORE, TaskKind.VERIFY)
 #: contents of disks, by VM and target
 Disks = dict[tuple[str, str], bytes]
 
@@ -92,6 +97,7 @@ class PretendAgent:
         #: order and commit number of each FINISH, in their order
         self.finished: list[FinishOrder] = []
         self.orders: list[BackupOrder] = []
+        self.verified: list[VerifyOrder] = []
         self.clock = 1000.0
         able = capabilities or {}
         register = Register(host=host, instance=self.instance, version="1", capacity=capacity, capabilities=able)
@@ -142,6 +148,18 @@ class PretendAgent:
         elif isinstance(task.order, FinishOrder):
             self.finished.append(task.order)
             self.finish(task, Finished(warnings=()))
+        elif isinstance(task.order, VerifyOrder):
+            self.finish(task, self.verify(task))
+
+    def verify(self, task: Claimed) -> Verified:
+        """As an agent does, without a host."""
+        order = task.order
+        assert isinstance(order, VerifyOrder) and task.vault is not None
+        self.verified.append(order)
+        context = Context(self.spool, 2, Progress(), threading.Event())
+        with closing(open_store(task.vault.url)) as store:
+            catalog = Catalog.open(store).recorded(Record(order.recorded or (), only=True))
+            return carry_out(catalog, order, catalog.store, context)
 
     def finish(self, task: Claimed, result: Any, to: TaskState = TaskState.DONE) -> None:
         self.ask[FINISH](Finish(task_id=task.task_id, epoch=task.epoch, to=to, result=result))

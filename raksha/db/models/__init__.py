@@ -15,7 +15,7 @@ from raksha.db.models.jobs import (
 )
 from raksha.db.models.notifications import Notification
 from raksha.db.models.services import IdempotencyKey, ProjectLimit, SeenVm, Service
-from raksha.db.models.work import Barrier, BarrierMember, Reservation, Restore, Task
+from raksha.db.models.work import Barrier, BarrierMember, Reservation, Restore, Task, Verification
 
 __all__ = [
     "BackupJob",
@@ -38,5 +38,6 @@ __all__ = [
     "Tombstone",
     "Vault",
     "VaultService",
+    "Verification",
     "VmResourceBackup",
 ]

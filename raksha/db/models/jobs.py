@@ -152,6 +152,8 @@ class BackupJobRun(Base):
     started_at: Mapped[Micros | None]
     taken_at: Mapped[Micros | None]
     finished_at: Mapped[Micros | None]
+    #: since when it is known that all its bytes are there and right
+    verified_at: Mapped[Micros | None]
     cancel_requested_at: Mapped[Micros | None]
     error: Mapped[Document | None]
     warnings: Mapped[Document] = mapped_column(default=list)

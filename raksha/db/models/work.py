@@ -1,13 +1,13 @@
-"""Work under way: tasks, slots, consistency groups, restores."""
+"""Work under way: tasks, slots, consistency groups, restores, verifications."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Double, Index, Integer, String, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Double, Index, Integer, String, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from raksha.db.columns import Word
 from raksha.db.models.base import Base, Count, CreatedAt, Document, Id, Micros, Name, Text36, options, refers
-from raksha.states import BarrierState, MemberState, RestoreState, TaskKind, TaskState
+from raksha.states import BarrierState, MemberState, RestoreState, TaskKind, TaskState, Trigger, VerificationState
 
 
 class Restore(Base):
@@ -47,6 +47,49 @@ class Restore(Base):
     )
 
 
+class Verification(Base):
+    """A look at whether restore points still hold what was stored: one, or all of a job."""
+
+    __tablename__ = "verifications"
+
+    id: Mapped[Id]
+    project_id: Mapped[Name]
+    #: None: nobody asked, it was time
+    user_id: Mapped[Name | None]
+    backupjob_id: Mapped[str] = refers("backupjobs.id")
+    #: None: all that the job has
+    backupjobrun_id: Mapped[str | None] = refers("backupjobruns.id")
+    state: Mapped[VerificationState] = mapped_column(Word(VerificationState), default=VerificationState.QUEUED)
+    #: whether stored bytes are read, or only looked for
+    data: Mapped[bool] = mapped_column(Boolean, default=True)
+    #: of them, in hundredths
+    percent: Mapped[int] = mapped_column(Integer, default=100)
+    trigger: Mapped[Trigger] = mapped_column("triggered_by", Word(Trigger))
+    #: fences who makes its tasks
+    epoch: Mapped[Count]
+    #: stored disk copies that were looked at
+    copies: Mapped[Count]
+    #: object, code, detail and the copies that cannot be restored because of it
+    findings: Mapped[Document] = mapped_column(default=list)
+    #: names of objects that were damaged, and are whole again
+    healed: Mapped[Document] = mapped_column(default=list)
+    error: Mapped[Document | None]
+    bytes_total: Mapped[Count]
+    bytes_done: Mapped[Count]
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Micros | None]
+    finished_at: Mapped[Micros | None]
+    cancel_requested_at: Mapped[Micros | None]
+    request_id: Mapped[Name | None]
+
+    __table_args__ = options(
+        Index(None, "project_id", "created_at", "id"),
+        Index(None, "backupjob_id"),
+        Index(None, "backupjobrun_id"),
+        Index(None, "state"),
+    )
+
+
 class Task(Base):
     """A piece of work that an agent claims. Terminal rows stay while any segment of theirs is listed."""
 
@@ -60,6 +103,7 @@ class Task(Base):
     project_id: Mapped[Name]
     backupjobrun_id: Mapped[str | None] = refers("backupjobruns.id", "RESTRICT")
     restore_id: Mapped[str | None] = refers("restores.id", "RESTRICT")
+    verification_id: Mapped[str | None] = refers("verifications.id", "RESTRICT")
     vault_id: Mapped[str | None] = refers("vaults.id", "RESTRICT")
     vm_id: Mapped[Text36 | None]
     #: only the agent of this host may claim it; None: any agent that the placement allows
@@ -97,6 +141,7 @@ class Task(Base):
         Index(None, "state", "lease_until"),
         Index(None, "backupjobrun_id"),
         Index(None, "restore_id"),
+        Index(None, "verification_id"),
         Index(None, "vault_id", "state"),
         Index(None, "service_id", "state"),
     )

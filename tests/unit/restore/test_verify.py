@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from raksha.errors import Interrupted, VaultUnavailable
 from raksha.restore.disk import restore_disk
 from raksha.restore.targets import RawFile
-from raksha.restore.verify import Finding, verify
+from raksha.restore.verify import Finding, Share, verify
 from raksha.types import Geometry
 from raksha.vault import names
 from raksha.vault.map import DATA, MapBuilder, MapReader, StoreSource
 from raksha.vault.memory import MemoryStore
+from raksha.vault.segment import SegmentRow, object_name
 from raksha.vault.store import Part
 from tests.unit.restore.vault import CLUSTER, HASHER, CountingStore, Made, Vault, context, flip, pattern, replace
 
@@ -241,3 +242,58 @@ def test_whole_segments_that_changed_places_are_found(tmp_path: Path) -> None:
         (one.name, "object_corrupt"),
         (two.name, "object_corrupt"),
     }
+
+
+def again(vault: Vault, row: SegmentRow, body: bytes | None = None) -> str:
+    """The same data, stored by somebody else later (or something else under its digest). Its name."""
+    name = object_name(row.digest, "another-task.1")
+    vault.store.put(name, vault.store.get(row.name) if body is None else body)
+    return name
+
+
+def test_what_is_damaged_and_stored_a_second_time_is_whole_again(tmp_path: Path) -> None:
+    vault = made(tmp_path)
+    missing, flipped, lost = (vault.made[0].rows[number] for number in (1, 2, 3))
+    for row in (missing, flipped):
+        again(vault, row)
+    whole = {row.name: vault.store.get(row.name) for row in (missing, flipped)}
+    # of this one nobody else has anything that helps: another length, other data
+    again(vault, lost, b"x" * (lost.stored - 1))
+    vault.store.put(object_name(lost.digest, "a-third-task.1"), b"x" * lost.stored)
+    vault.store.delete(missing.name)
+    flip(vault.store, flipped.name, 40)
+    flip(vault.store, lost.name, 40)
+    found = verify(vault.store, vault.copies(), context(tmp_path), data=True)
+    assert {finding.object for finding in found} == {missing.name, flipped.name, lost.name}
+    assert missing.name not in set(vault.store.names("backupjobs_segments")), "nobody asked for it"
+    healed: list[str] = []
+    found = verify(vault.store, vault.copies(), context(tmp_path), data=True, healed=healed)
+    assert sorted(healed) == sorted(whole)
+    assert {finding.object for finding in found} == {lost.name}
+    assert {name: vault.store.get(name) for name in whole} == whole
+    healed.clear()
+    verify(vault.store, vault.copies(), context(tmp_path), data=True, healed=healed)
+    assert healed == []
+
+
+def test_a_share_reads_some_and_all_shares_together_everything(tmp_path: Path) -> None:
+    vault = made(tmp_path)
+    segments = {row.name for copy in vault.made for row in copy.rows}
+    read: dict[str, int] = dict.fromkeys(segments, 0)
+    for offset in (0, 25, 50, 75):
+        store = CountingStore(vault.store)
+        assert verify(store, vault.copies(), context(tmp_path), data=True, share=Share(25, offset)) == []
+        for name in segments:
+            read[name] += store.gets[name]
+    assert set(read.values()) == {1}
+    # what is not read is looked for
+    gone = vault.made[0].rows[0]
+    vault.store.delete(gone.name)
+    for offset in (0, 25, 50, 75):
+        (found,) = verify(vault.store, vault.copies(), context(tmp_path), data=True, share=Share(25, offset))
+        assert (found.object, found.code) == (gone.name, "object_missing")
+
+
+@given(st.binary(min_size=32, max_size=32), st.integers(0, 99), st.integers(1, 100))
+def test_every_digest_is_in_as_many_shares_as_the_share_is_large(digest: bytes, offset: int, percent: int) -> None:
+    assert sum(Share(percent, (offset + step) % 100).has(digest) for step in range(100)) == percent
