@@ -24,9 +24,9 @@ from sqlalchemy import update
 from raksha.api.app import NOUNS
 from raksha.api.nouns import shown_path
 from raksha.api.policy import Allow, Rule
-from raksha.db import restores
-from raksha.db.models import BackupJobRun
-from raksha.states import RunState
+from raksha.db import restores, verifications
+from raksha.db.models import BackupJob, BackupJobRun
+from raksha.states import RunState, Trigger
 from tests.bed.databases import make_agent, opened
 from tests.openstack.cloud.layout import KEYSTONE_URL, PASSWORD
 from tests.openstack.cloud.rest import Cloud
@@ -48,13 +48,16 @@ BODIES: dict[str, Any] = {
     "backupjobs:full": {},
     "backupjobs:incremental": {},
     "backupjobs:take_over": None,
+    "backupjobs:verify": {"data": False},
     "backupjobruns:create": {},
     "backupjobruns:update": {"protected": True},
     "backupjobruns:delete": None,
     "backupjobruns:restore": RESTORE,
     "backupjobruns:cancel": None,
+    "backupjobruns:verify": {"data": False},
     "retention-preview:create": {"retention": {"keep_last": 1}},
     "restores:cancel": None,
+    "verifications:cancel": None,
     "schedule-preview:create": {"schedule": SCHEDULE},
     "limits:update": {"max_jobs": 1000},
     "services:update": {"state": "disabled"},
@@ -124,13 +127,15 @@ class Walk:
             point = update(BackupJobRun).where(BackupJobRun.id == run).values(state=RunState.AVAILABLE)
             database.run(lambda session: session.execute(point) and None)
 
-            def rows(session: Any) -> tuple[str, str]:
+            def rows(session: Any) -> tuple[str, str, str]:
                 restore = restores.create(session, session.get_one(BackupJobRun, run), target=TARGET)
-                return restore.id, make_agent(session).id
+                row = session.get_one(BackupJob, job)
+                verification = verifications.create(session, row, run, trigger=Trigger.REQUEST)
+                return restore.id, verification.id, make_agent(session).id
 
-            restore, agent = database.run(rows)
+            restore, verification, agent = database.run(rows)
         self.ids = {"backupjob_id": job, "backupjobrun_id": run, "restore_id": restore, "service_id": agent,
-                    "vm_id": NOWHERE}  # fmt: skip
+                    "verification_id": verification, "vm_id": NOWHERE}  # fmt: skip
 
     def ask(self, route: Route, caller: Caller, project: str, ids: dict[str, str] | None = None) -> requests.Response:
         headers = {**caller.headers, "If-Match": "*"}

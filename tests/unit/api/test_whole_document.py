@@ -64,9 +64,11 @@ class Served:
         queued = world.run(self.database, job["id"])
         at = f"/v1/p1/backupjobs/{job['id']}/backupjobruns/{point.id}"
         restore = api("POST", at, "admin", json={"target": {"kind": "files"}}).json
+        # one of each at a time: not of the point that the operations are about
+        verification = api("POST", f"{at.replace(point.id, base.id)}/verify", "admin").json
         return {
             "tenant_id": "p1", "backupjob_id": job["id"], "backupjobrun_id": point.id, "restore_id": restore["id"],
-            "vm_id": world.WEB, "service_id": self.agent.id, "queued": queued.id,
+            "verification_id": verification["id"], "vm_id": world.WEB, "service_id": self.agent.id, "queued": queued.id,
         }  # fmt: skip
 
 
