@@ -34,6 +34,10 @@ class Event(StrEnum):
     RUN_START = "raksha.backupjobrun.start"
     #: it is a restore point
     RUN_END = "raksha.backupjobrun.end"
+    #: something that it needs was found missing or damaged
+    RUN_DEGRADE = "raksha.backupjobrun.degrade"
+    #: that is whole again
+    RUN_HEAL = "raksha.backupjobrun.heal"
     RUN_ERROR = "raksha.backupjobrun.error"
     RUN_CANCEL = "raksha.backupjobrun.cancel"
     #: a person must look at a host before it can go on
@@ -54,7 +58,14 @@ class Event(StrEnum):
 
 
 _ERRORS = frozenset(
-    {Event.JOB_SUSPEND, Event.RUN_ERROR, Event.RUN_ATTENTION, Event.RESTORE_ERROR, Event.RESTORE_ATTENTION}
+    {
+        Event.JOB_SUSPEND,
+        Event.RUN_DEGRADE,
+        Event.RUN_ERROR,
+        Event.RUN_ATTENTION,
+        Event.RESTORE_ERROR,
+        Event.RESTORE_ATTENTION,
+    }
 )
 
 

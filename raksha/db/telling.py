@@ -30,6 +30,7 @@ MOVES: Mapping[tuple[type[Base], StrEnum], Event] = {
     (BackupJob, JobState.DELETING): Event.JOB_UPDATE,
     (BackupJobRun, RunState.RUNNING): Event.RUN_START,
     (BackupJobRun, RunState.AVAILABLE): Event.RUN_END,
+    (BackupJobRun, RunState.DEGRADED): Event.RUN_DEGRADE,
     (BackupJobRun, RunState.ERROR): Event.RUN_ERROR,
     (BackupJobRun, RunState.CANCELLED): Event.RUN_CANCEL,
     (BackupJobRun, RunState.NEEDS_ATTENTION): Event.RUN_ATTENTION,
@@ -46,6 +47,8 @@ _STARTS = frozenset({Event.RUN_START, Event.RESTORE_START})
 def moved(session: Session, noun: type[Base], id: str, to: StrEnum, values: Mapping[str, Any]) -> None:
     """A row came to a state, with these values."""
     event = MOVES.get((noun, to))
+    if event is Event.RUN_END and "commit_number" not in values:
+        event = Event.RUN_HEAL
     if event is not None and (event not in _STARTS or "started_at" in values):
         tell(session, event, noun, id)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -189,12 +190,23 @@ def _move_runs(session: Session, ids: Sequence[str], findings: Sequence[dict[str
     mine = BackupJobRun.id.in_(ids)
     why = findings[0] if findings else {}
     error = {"code": why.get("code", "damaged"), "message": why.get("detail", "it builds on what is damaged")}
-    transition_all(session, BackupJobRun, RunState.DEGRADED, [mine, lost], start={RunState.AVAILABLE}, error=error)
-    transition_all(session, BackupJobRun, RunState.AVAILABLE, [mine, ~lost], start={RunState.DEGRADED}, error=None)
+    for id in session.scalars(
+        select(BackupJobRun.id).where(mine, lost, BackupJobRun.state == RunState.AVAILABLE)
+    ).all():
+        _move(session, id, RunState.DEGRADED, RunState.AVAILABLE, error)
+    for id in session.scalars(
+        select(BackupJobRun.id).where(mine, ~lost, BackupJobRun.state == RunState.DEGRADED)
+    ).all():
+        _move(session, id, RunState.AVAILABLE, RunState.DEGRADED, None)
     if all_read:
         whole = mine, ~lost, ~unread, BackupJobRun.state == RunState.AVAILABLE
         rows.changed(session, update(BackupJobRun).where(*whole).values(verified_at=now()))
         rows.reread(session, BackupJobRun)
+
+
+def _move(session: Session, id: str, to: RunState, start: RunState, error: dict[str, Any] | None) -> None:
+    with suppress(StateConflict):  # it is being deleted
+        transition(session, BackupJobRun, id, to, start={start}, error=error)
 
 
 def judge_logged(database: Database, id: str, access: Access) -> None:

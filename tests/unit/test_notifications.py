@@ -43,7 +43,7 @@ def test_every_event_is_listed_with_its_queue() -> None:
 
 def test_every_event_comes_from_somewhere() -> None:
     told = set(telling.MOVES.values())
-    told |= {Event.JOB_CREATE, Event.JOB_TAKE_OVER, Event.JOB_DELETE, Event.RUN_DELETE}
+    told |= {Event.JOB_CREATE, Event.JOB_TAKE_OVER, Event.JOB_DELETE, Event.RUN_DELETE, Event.RUN_HEAL}
     assert told == set(Event)
 
 

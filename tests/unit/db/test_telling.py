@@ -85,11 +85,15 @@ def test_runs_begin_once_and_end(noting: Database) -> None:
         run = make_run(session, make_job(session))
         for to in states:
             more: dict[str, Any] = {"started_at": now()} if to == RunState.RUNNING else {}
+            if to == RunState.AVAILABLE and run.state == RunState.COMMITTING:
+                more = {"commit_number": 1}
             transition(session, BackupJobRun, run.id, to, **more)
         return run.id
 
     ready, running, available = RunState.READY, RunState.RUNNING, RunState.AVAILABLE
     good = noting.run(lambda s: go(s, ready, running, RunState.COMMITTING, available))
+    noting.run(lambda s: transition(s, BackupJobRun, good, RunState.DEGRADED))
+    noting.run(lambda s: transition(s, BackupJobRun, good, available))
     noting.run(lambda s: go(s, RunState.ERROR))
     noting.run(lambda s: go(s, ready, RunState.CANCELLING, RunState.CANCELLED))
     held = noting.run(lambda s: go(s, ready, running, RunState.NEEDS_ATTENTION))
@@ -98,6 +102,8 @@ def test_runs_begin_once_and_end(noting: Database) -> None:
     assert [each for each in noted(noting) if each[0].startswith("backupjobrun")] == [
         ("backupjobrun.start", "running"),
         ("backupjobrun.end", "available"),
+        ("backupjobrun.degrade", "degraded"),
+        ("backupjobrun.heal", "available"),
         ("backupjobrun.error", "error"),
         ("backupjobrun.cancel", "cancelled"),
         ("backupjobrun.start", "running"),
