@@ -10,7 +10,8 @@
     for run in client.runs.watch(job.id, run.id):
         print(run.progress.percent)
 
-Managers: `client.jobs`, `runs`, `restores`, `vms`, `vaults`, `services`, `usage`, `limits`, `previews`. What they take
+Managers: `client.jobs`, `runs`, `restores`, `verifications`, `vms`, `vaults`, `services`, `usage`, `limits`,
+`previews`. What they take
 is what docs/api.md says of bodies, as keyword arguments; what they give are records (`raksha.client.records`), frozen,
 which pass over fields that a later API adds. Lists are iterators that fetch page after page, `page()` gives one page.
 Everything that goes wrong is a `raksha.client.errors.ClientError`; what the API refused is an `ApiError`, with the

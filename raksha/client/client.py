@@ -10,6 +10,7 @@ from raksha.client.previews import Previews
 from raksha.client.restores import Restores
 from raksha.client.runs import Runs
 from raksha.client.transport import SERVICE_TYPE, Transport
+from raksha.client.verifications import Verifications
 
 __all__ = ["SERVICE_TYPE", "Client"]
 
@@ -35,6 +36,7 @@ class Client:
         self.jobs = Jobs(self.transport)
         self.runs = Runs(self.transport)
         self.restores = Restores(self.transport)
+        self.verifications = Verifications(self.transport)
         self.vms = Vms(self.transport)
         self.vaults = Vaults(self.transport)
         self.services = Services(self.transport)

@@ -197,6 +197,7 @@ class Run(Record, frozen=True):
     started_at: datetime | None = None
     taken_at: datetime | None = None
     finished_at: datetime | None = None
+    verified_at: datetime | None = None
     cancel_requested_at: datetime | None = None
     consistency: str | None = None
     group_consistent: bool | None = None
@@ -259,6 +260,55 @@ class Restore(Record, frozen=True):
     @property
     def ended(self) -> bool:
         return self.state not in ("queued", "running", "cancelling")
+
+
+class CopyHit(Record, frozen=True):
+    """A stored disk copy."""
+
+    backupjob: str
+    backupjobrun: str
+    vm: str
+    resource: str
+
+
+class Finding(Record, frozen=True):
+    """Something that is wrong with an object of the vault, and what cannot be restored because of it."""
+
+    object: str
+    code: str = ""
+    detail: str = ""
+    hits: tuple[CopyHit, ...] = ()
+
+    def lines(self) -> list[str]:
+        return [self.detail, *(f"  run {hit.backupjobrun}: VM {hit.vm}, disk {hit.resource}" for hit in self.hits)]
+
+
+class Verification(Record, frozen=True):
+    """`backupjobrun_id`: None: of all restore points of the job."""
+
+    id: str
+    state: str
+    backupjob_id: str
+    backupjobrun_id: str | None = None
+    project_id: str = ""
+    user_id: str | None = None
+    data: bool = True
+    percent: int = 100
+    trigger: str = ""
+    progress: Progress = Progress()
+    copies: int = 0
+    findings: tuple[Finding, ...] = ()
+    healed: tuple[str, ...] = ()
+    error: Said | None = None
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    request_id: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state not in ("queued", "running")
 
 
 class DiskPlanned(Record, frozen=True):

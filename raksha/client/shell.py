@@ -25,6 +25,7 @@ _NOUNS = {
     "job": "what is protected, and when",
     "run": "executions of jobs, and the restore points that they leave",
     "restore": "what is given back",
+    "verification": "whether restore points still hold what was stored",
     "vm": "what can be protected",
     "vault": "where jobs may store",
     "schedule": "when something would run",

@@ -33,6 +33,13 @@ _BY_MODULE = {
         "restore watch": "WatchRestore",
         "restore cancel": "CancelRestore",
     },
+    "verification": {
+        "verification create": "CreateVerification",
+        "verification list": "ListVerifications",
+        "verification show": "ShowVerification",
+        "verification watch": "WatchVerification",
+        "verification cancel": "CancelVerification",
+    },
     "others": {
         "vm list": "ListVms",
         "vm show": "ShowVm",

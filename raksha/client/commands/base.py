@@ -170,7 +170,9 @@ def listed(options: argparse.Namespace) -> dict[str, Any]:
 
 def _in_openstack(text: str) -> str:
     return re.sub(
-        r"\braksha (?=(?:job|run|restore|vm|vault|service|usage|limits|schedule) )", "openstack protection ", text
+        r"\braksha (?=(?:job|run|restore|verification|vm|vault|service|usage|limits|schedule) )",
+        "openstack protection ",
+        text,
     )
 
 

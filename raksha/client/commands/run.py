@@ -113,6 +113,7 @@ class OneRun(Show):
             "started_at": columns.moment(run.started_at),
             "taken_at": columns.moment(run.taken_at),
             "finished_at": columns.moment(run.finished_at),
+            "verified_at": columns.moment(run.verified_at),
             "percent": run.progress.percent,
             "bytes_read": columns.size(run.progress.bytes_done),
             "bytes_sent": columns.size(run.progress.bytes_sent),

@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy.orm import Session
 
 from raksha.client import Client, errors, osc, waiting
 from raksha.client.commands import COMMANDS
 from raksha.client.commands.base import _in_openstack
 from raksha.client.commands.job import CreateJob
+from raksha.db import verifications
+from raksha.db.models import Verification
 from raksha.db.session import Database
-from raksha.states import RunState
+from raksha.db.transition import transition
+from raksha.states import RunState, VerificationState
 from tests.unit.api import world
 from tests.unit.client.cli import Raksha, called
 from tests.unit.client.conftest import Wire, logged_in
@@ -88,6 +92,34 @@ def test_a_job_is_changed_where_it_is_said(raksha: Raksha, client: Client) -> No
     assert job.retry is not None and (job.retry.retries, job.retry.delay) == (1, 60)
     assert raksha("job", "set", "n", "--no-schedule").code == 0
     assert client.jobs.find("n").schedule is None
+
+
+def test_verifications(raksha: Raksha, client: Client, database: Database) -> None:
+    job = client.jobs.create("nightly", vms=[{"id": world.WEB}])
+    point = world.point(database, job.id)
+    made = raksha("verification", "create", "--job", "nightly", "--run", "latest", "--no-data", "-f", "json")
+    assert made.code == 0, made.err
+    assert (made.json["backupjobrun_id"], made.json["data"]) == (point.id, False)
+    id = made.json["id"]
+    assert f"raksha verification watch {id}" in made.err
+    assert raksha("verification", "create", "--job", "nightly", "--percent", "10", "-f", "json").json["percent"] == 10
+    again = raksha("verification", "create", "--run", point.id)
+    assert again.code != 0 and id in again.err
+    listed = raksha("verification", "list", "--job", "nightly", "--state", "queued", "-f", "json").json
+    assert {each["Read"] for each in listed} == {0, 10}
+    assert raksha("verification", "cancel", id[:8]).code == 0
+    hit = {"backupjob": job.id, "backupjobrun": point.id, "vm": world.WEB, "resource": "vda"}
+    finding = {"object": "backupjobs_segments/ab/1", "code": "object_missing", "detail": "It is gone.", "hits": [hit]}
+
+    def done(session: Session) -> None:
+        transition(session, Verification, id, VerificationState.RUNNING)
+        verifications.end(session, id, VerificationState.DONE, findings=[finding])
+
+    database.run(done)
+    found = raksha("verification", "show", id[:8])
+    assert found.code != 0 and "It is gone." in found.out and "1 damaged object" in found.err
+    missing = raksha("verification", "create")
+    assert missing.code == 2 and "Add --job JOB" in missing.err
 
 
 @pytest.mark.parametrize(

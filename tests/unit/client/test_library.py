@@ -237,7 +237,7 @@ def test_records_have_the_fields_of_the_documented_api() -> None:
         "RestorePlan": records.RestorePlan, "VmDetail": records.Vm, "VaultShown": records.Vault,
         "ServiceShown": records.Service, "Usage": records.Usage, "Limits": records.Limits, "Progress": records.Progress,
         "PreviewShown": records.SchedulePreview, "RetentionPreview": records.RetentionPreview,
-        "DecisionShown": records.Decision,
+        "DecisionShown": records.Decision, "VerificationShown": records.Verification, "FindingShown": records.Finding,
     }  # fmt: skip
     for name, kind in pairs.items():
         known = {field.name for field in msgspec.structs.fields(kind)}
