@@ -10,6 +10,8 @@ Layers, lowest last; imports run downwards only (`lint-imports` checks it)::
     config
     types | states | errors | progress
     crash
+
+`client` stands beside them: it asks a service over HTTP, is installed alone, and imports no other part.
 """
 
 __version__ = "0.1.0"

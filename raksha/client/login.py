@@ -82,12 +82,11 @@ def _of_cloud(options: argparse.Namespace, config: Any, url: str | None, project
 
     try:
         cloud = config.get_one(argparse=options, validate=False)
-        auth = cloud.config.get("auth") or {}
-        if cloud.config.get("auth_type") in ("http_basic", "v3http_basic"):
-            # of variables and options it is told beside `auth`, of clouds.yaml within
-            asked_for = getattr(options, "os_project_id", None)
-            return _basic(cloud, {**cloud.config, **auth, "os_project_id": asked_for}, url, project)
-        if not auth.get("auth_url") and cloud.config.get("auth_type") != "none":
+        # of variables and options it is told beside `auth`, of clouds.yaml within
+        said = {**cloud.config, **(cloud.config.get("auth") or {})}
+        if said.get("auth_type") == "http_basic":
+            return _basic(cloud, {**said, "os_project_id": getattr(options, "os_project_id", None)}, url, project)
+        if not said.get("auth_url") and said.get("auth_type") != "admin_token":
             raise NotLoggedIn("Nothing says where the service is, and who you are", HINT)
         cloud = config.get_one(argparse=options)
         session = cloud.get_session()
