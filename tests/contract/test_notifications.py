@@ -15,11 +15,11 @@ from typing import Any
 
 import kombu
 import msgspec
-import oslo_messaging
 import pytest
 from oslo_config import cfg
 from sqlalchemy.orm import Session
 
+from raksha import rpc
 from raksha.api.http_basic import line
 from raksha.config_database import DatabaseSettings
 from raksha.config_notifications import NotificationSettings
@@ -43,6 +43,8 @@ from tests.unit.scheduler.service import Service
 from tests.unit.scheduler.test_access import Keystone
 
 ON = NotificationSettings(enabled=True)
+#: imported by itself, before that module, it would look for eventlet
+oslo_messaging = rpc.oslo_messaging
 
 
 @pytest.fixture(scope="module")
