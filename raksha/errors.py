@@ -673,7 +673,10 @@ class ResultInvalid(Refused):
 class DatabaseBehind(Refused):
     code = "database_behind"
     message = "The vault {url} has commit {number}, of run {backupjobrun}, which the database does not know."
-    hint = "Was the database restored from an older dump? Nothing is committed or collected there until that is mended."
+    hint = (
+        "Was the database restored from an older dump? Nothing is committed or collected there until that is mended: "
+        "`raksha-manage vault import` brings back what it lacks."
+    )
 
 
 # -- between processes --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections import Counter
 from contextlib import closing
 from typing import Any
 
+import msgspec
 from sqlalchemy.orm import Session
 
 from raksha.cmd.output import Output, table
@@ -36,6 +37,15 @@ def add_to(nouns: Any) -> None:
     command.add_argument("name")
     command.add_argument("--url", help="while nobody has stored anything there")
     _settings(command)
+
+    about = "make rows again of the restore points in a project's vault, after the database was lost or restored"
+    command = _verb(verbs, "import", _import, about)
+    command.add_argument("name", help="the vault service that holds it: `vault add` it first")
+    command.add_argument("project", help="id of the project whose vault it is")
+    command.add_argument("--take-over", action="store_true",
+                         help="although another deployment, or a host, writes to it: that one is refused from then on")  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="tell what would come back; change nothing")
+    command.add_argument("--json", action="store_true", help="one JSON document")
 
     for word, about in (("enable", "let jobs use a vault service again"),
                         ("disable", "let no new run use a vault service; restores still do")):  # fmt: skip
@@ -117,6 +127,29 @@ def _set(database: Database, options: argparse.Namespace, output: Output) -> Non
 
     database.run(work)
     output.result({}, [f"vault service {options.name} is changed"])
+
+
+def _import(database: Database, options: argparse.Namespace, output: Output) -> None:
+    # what only this needs
+    from raksha.scheduler.importing import import_vault
+    from raksha.scheduler.places import vault_url
+
+    migrate.check(database)
+    with database.reading() as session:
+        service = vaults.named(session, options.name)
+    url = vault_url(service, options.project)
+    with closing(open_store(url)) as store:
+        done = import_vault(
+            database, service, options.project, store, take_over=options.take_over, dry_run=options.dry_run
+        )
+    word = "would come back" if options.dry_run else "are back"
+    lines = [f"{len(done.runs)} restore points of {len(done.jobs)} unknown jobs {word}; {done.known} were known"]
+    lines += [f"left out: {what}: {why}" for what, why in sorted(done.left_out.items())]
+    if done.jobs and not options.dry_run:
+        lines.append(
+            "The jobs are paused, without schedule and retention: their owners say these anew and take them over."
+        )
+    output.result({"url": url, **msgspec.to_builtins(done)}, lines)
 
 
 def _enable(database: Database, options: argparse.Namespace, output: Output) -> None:

@@ -20,7 +20,7 @@ from raksha.tasks import Stored
 from raksha.vault.metadata import FORMAT, BackupMetadata, RunDocument, VMMetadata
 
 #: what a restored VM finds, the weakest first
-_STRENGTH = (Consistency.CRASH, Consistency.PAUSED, Consistency.QUIESCED, Consistency.OFFLINE)
+STRENGTH = (Consistency.CRASH, Consistency.PAUSED, Consistency.QUIESCED, Consistency.OFFLINE)
 
 
 class Draft(Struct, frozen=True):
@@ -73,7 +73,7 @@ def draft(session: Session, run_id: str) -> Draft:
             "taken_at": round(document.taken_at * SECOND),
             "skew_seconds": skew,
             "skew_error_seconds": error,
-            "consistency": min((each.vm.consistency for each in stored), key=_STRENGTH.index),
+            "consistency": min((each.vm.consistency for each in stored), key=STRENGTH.index),
             "frozen_seconds": max((each.vm.frozen_seconds or 0.0 for each in stored), default=0.0) or None,
             "warnings": [*run.warnings, *(f"{each.vm.name}: {said}" for each in stored for said in each.warnings)],
         },

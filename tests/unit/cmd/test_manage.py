@@ -19,8 +19,9 @@ from raksha.api.http_basic import HttpBasic
 from raksha.cmd import manage
 from raksha.db import migrate, services, usage, vaults
 from raksha.db.session import Database
-from raksha.states import ServiceKind, ServiceState
-from tests.bed.databases import opened
+from raksha.states import BackupKind, ServiceKind, ServiceState
+from tests.bed.databases import PROJECT, opened
+from tests.unit.scheduler.service import Service
 
 
 class Manage:
@@ -85,6 +86,22 @@ def test_the_address_of_a_vault_can_be_put_right_until_it_is_used(run: Manage) -
         "vault", "set", "main", "--url", "file:///other", code=2
     )
     assert run.json("vault", "list")["vaults"][0]["projects"] == 1
+
+
+def test_a_vault_is_imported(run: Manage, tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with opened(f"sqlite:///{tmp_path}/old.db") as database:
+        migrate.upgrade(database)
+        service = Service(database, tmp_path / "old")
+        service.agent().have("web")
+        job = service.job("web")
+        point = service.backup(job, BackupKind.FULL)
+    run("vault", "add", "main", f"file://{tmp_path}/old/vaults", "--default")
+    assert "1 restore points of 1 unknown jobs would come back" in run("vault", "import", "main", PROJECT, "--dry-run")
+    told = run.json("vault", "import", "main", PROJECT)
+    assert (told["runs"], told["jobs"], told["left_out"]) == ([point], [job], {})
+    assert "0 restore points of 0 unknown jobs are back; 1 were known" in run("vault", "import", "main", PROJECT)
+    assert "There is no vault" in run("vault", "import", "main", "nobody", code=3)
 
 
 @pytest.mark.parametrize(
