@@ -263,6 +263,7 @@ class JobsTable(tables.DataTable):
     activity = tables.Column(activity, verbose_name=_("State"), hidden=True, status=True, status_choices=STATUS)
 
     class Meta:
+        css_classes = "raksha-table"
         name = "jobs"
         verbose_name = _("Backup Jobs")
         status_columns = ("activity",)

@@ -119,6 +119,7 @@ class ServicesTable(tables.DataTable):
     version = tables.Column("version", verbose_name=_("Version"))
 
     class Meta:
+        css_classes = "raksha-table"
         name = "services"
         verbose_name = _("Processes")
         multi_select = False
@@ -162,6 +163,7 @@ class AllJobsTable(tables.DataTable):
         return datum.job.name
 
     class Meta:
+        css_classes = "raksha-table"
         name = "all_jobs"
         verbose_name = _("Backup Jobs of All Projects")
         multi_select = False
@@ -189,6 +191,7 @@ class UsageTable(tables.DataTable):
     problem = tables.Column("problem", verbose_name=_("Remark"))
 
     class Meta:
+        css_classes = "raksha-table"
         name = "usage"
         verbose_name = _("Usage per Project")
         multi_select = False

@@ -80,6 +80,7 @@ class VmsTable(tables.DataTable):
     remark = tables.Column(_remark, verbose_name=_("Remark"))
 
     class Meta:
+        css_classes = "raksha-table"
         name = "vms"
         verbose_name = _("Virtual Machines")
         multi_select = False

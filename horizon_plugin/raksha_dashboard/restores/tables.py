@@ -96,6 +96,7 @@ class RestoresTable(tables.DataTable):
         return _when(datum)
 
     class Meta:
+        css_classes = "raksha-table"
         name = "restores"
         verbose_name = _("Restores")
         status_columns = ("activity",)

@@ -208,6 +208,7 @@ class RunsTable(tables.DataTable):
         return _when(datum)
 
     class Meta:
+        css_classes = "raksha-table"
         name = "runs"
         verbose_name = _("Runs")
         status_columns = ("activity",)
@@ -229,6 +230,7 @@ class UnderWayTable(tables.DataTable):
         return _when(datum)
 
     class Meta:
+        css_classes = "raksha-table"
         name = "under_way"
         verbose_name = _("Under Way")
         status_columns = ("activity",)
