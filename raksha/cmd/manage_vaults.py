@@ -42,8 +42,8 @@ def add_to(nouns: Any) -> None:
     command = _verb(verbs, "import", _import, about)
     command.add_argument("name", help="the vault service that holds it: `vault add` it first")
     command.add_argument("project", help="id of the project whose vault it is")
-    command.add_argument("--take-over", action="store_true",
-                         help="although another deployment, or a host, writes to it: that one is refused from then on")  # fmt: skip
+    about = "although another deployment, or a host, writes to it: that one is refused from then on"
+    command.add_argument("--take-over", action="store_true", help=about)
     command.add_argument("--dry-run", action="store_true", help="tell what would come back; change nothing")
     command.add_argument("--json", action="store_true", help="one JSON document")
 
