@@ -49,6 +49,9 @@ TEST = [
     "hypothesis>=6.100",
     "openapi-spec-validator>=0.8",
     "schemathesis>=4",
+    # the browser that looks at Horizon is the distribution's; its check for accessibility
+    "playwright>=1.48",
+    "axe-playwright-python>=0.1.4",
 ]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 

@@ -36,3 +36,9 @@ def show_error(workflow: Any, slug: str, said: str) -> None:
     """What the API refused, above the fields of a step, which is the one that is shown then."""
     workflow.add_error_to_step(said, slug)
     workflow.get_step(slug).has_errors = True
+
+
+def prepare(workflow: Any) -> None:
+    """Read all that its steps choose from before the page is begun: what goes wrong is said on this page, then."""
+    for step in workflow.steps:
+        _ = step.action

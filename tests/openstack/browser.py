@@ -1,4 +1,4 @@
-"""A real browser that looks at Horizon: Debian's Chromium under Playwright, and axe-core for who cannot see or point."""
+"""A browser that looks at Horizon: Debian's Chromium under Playwright, and axe-core for who cannot see or point."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ _ARGUMENTS = (
 _PATIENCE = 40_000
 #: what WCAG 2.1 AA asks for, as axe-core can tell it by itself
 _RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}}
+#: Horizon's own, which no plugin draws: tabs and steps, buttons of tables, menus, spinners of numbers
+_NOT_OURS = (
+    ".nav-pills", ".nav-tabs", ".table_actions", ".dropdown-toggle", ".spinner-btn", ".themable-spinner-btn",
+    ".page-breadcrumb", ".modal-header", ".modal-footer",
+)  # fmt: skip
 
 
 class Looks:
@@ -41,7 +46,8 @@ class Looks:
         self.page.wait_for_selector("#content_body")
 
     def go(self, path: str) -> None:
-        answer = self.page.goto(f"{self.url}{path}")
+        # until its scripts have taken the page over
+        answer = self.page.goto(f"{self.url}{path}", wait_until="networkidle")
         assert answer is not None and answer.status == 200, (path, answer and answer.status)
 
     def alerts(self) -> list[str]:
@@ -56,7 +62,8 @@ class Looks:
     def accessible(self, within: str) -> None:
         """Everything of ours on the page can be read and used without eyes or a mouse, as far as axe-core can tell."""
         self.page.wait_for_timeout(300)
-        found = Axe().run(self.page, context=within, options=_RULES).response["violations"]
+        where = {"include": [[within]], "exclude": [[each] for each in _NOT_OURS]}
+        found = Axe().run(self.page, context=where, options=_RULES).response["violations"]
         told = [(each["id"], [node["html"][:160] for node in each["nodes"]][:4]) for each in found]
         assert not told, told
 

@@ -16,7 +16,7 @@ from horizon.utils import functions
 
 from raksha.client import errors
 from raksha.client.records import Job
-from raksha_dashboard import schedules, words
+from raksha_dashboard import fields, schedules, words
 from raksha_dashboard.api import client, message, told
 from raksha_dashboard.api.summaries import JobRow, row, vm_names
 from raksha_dashboard.jobs.tables import JobsTable
@@ -74,8 +74,10 @@ class DetailView(tabs.TabbedTableView):
 
 class _WorkflowView(workflows.WorkflowView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        context = super().get_context_data(**kwargs)
+        fields.prepare(context["workflow"])
         # of the breadcrumb, which Horizon's own workflows leave without
-        return {**super().get_context_data(**kwargs), "page_title": self.page_title}
+        return {**context, "page_title": self.page_title}
 
 
 class CreateView(_WorkflowView):

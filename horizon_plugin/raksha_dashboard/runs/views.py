@@ -14,7 +14,7 @@ from horizon import views, workflows
 
 from raksha.client import errors
 from raksha.client.records import Run
-from raksha_dashboard import words
+from raksha_dashboard import fields, words
 from raksha_dashboard.api import client, message, told
 from raksha_dashboard.runs import steps
 from raksha_dashboard.runs.restore import RestoreRun, asked
@@ -69,7 +69,9 @@ class RestoreView(_OfRun, workflows.WorkflowView):
     page_title = _("Restore")
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        return {**super().get_context_data(**kwargs), "page_title": self.page_title}
+        context = super().get_context_data(**kwargs)
+        fields.prepare(context["workflow"])
+        return {**context, "page_title": self.page_title}
 
     def get_initial(self) -> dict[str, Any]:
         run = self.run
