@@ -36,7 +36,7 @@ def shown(run: Run) -> dict[str, Any]:
         "trigger": words.TRIGGERS.get(run.trigger, run.trigger), "taken": words.moment(run.taken_at),
         "consistency": words.CONSISTENCY.get(run.consistency or "", "–"), "skew": skew,
         "frozen": words.seconds(run.frozen_seconds), "sent": words.size(run.progress.bytes_sent),
-        "stored": words.size(run.bytes_stored), "total": words.size(run.progress.bytes_total),
+        "stored": words.size(run.bytes_stored),
         "bar": None if run.ended else words.bar(run.progress.percent, _("Progress of the backup")),
         "vms": [_vm(vm) for vm in run.vms or ()],
         "steps": sorted(_steps(run), key=lambda step: step.when or datetime.max.replace(tzinfo=UTC)),
