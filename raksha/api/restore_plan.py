@@ -129,9 +129,12 @@ def _does_not_fit(vm: BackupJobRunVm, disks: Iterable[str], kind: str) -> str | 
         return f"{vm.vm_id} is a volume: it comes back as {', '.join(_OF_DISKS)}. Or name the VMs that are meant."
     if vm.source == Source.STORAGE and kind == "domain":
         return f"VM {vm.vm_id} was taken from storage, without its definition: it comes back as a server of the cloud."
-    had = None if vm.server is None else msgspec.convert(vm.server, Server)
-    if vm.source == Source.STORAGE and kind == "server" and (had is None or not had.boots_from(disks)):
-        return f"VM {vm.vm_id} was taken from storage, without its boot disk: it comes back as {', '.join(_OF_DISKS)}."
+    if vm.source == Source.STORAGE and kind == "server":
+        had = None if vm.server is None else msgspec.convert(vm.server, Server)
+        if had is None or not had.boots_from(disks):
+            return (
+                f"VM {vm.vm_id} was taken from storage, without its boot disk: it comes back as {', '.join(_OF_DISKS)}."
+            )
     return None
 
 

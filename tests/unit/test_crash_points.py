@@ -73,6 +73,8 @@ EXEMPT = {
     ("restore/leftovers.py", "unmark"): "within restore.settle",
     ("restore/targets.py", "prepare"): "a hidden file",
     ("vault/image.py", "write_tables"): "a file without a name",
+    ("agent/storage_shelved.py", "reach"): "an empty directory of ours",
+    ("openstack/shelved.py", "fetch"): "a file without a name",
     ("restore/tpm.py", "put_tpm_state"): "within restore.tpm",
     ("restore/tpm.py", "_put"): "within restore.tpm",
 }

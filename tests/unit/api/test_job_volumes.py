@@ -186,7 +186,9 @@ def test_what_was_taken_from_storage_comes_back_as_disks(
 ) -> None:
     job = world.job(api, vms=[{"id": STOPPED}])
     point = world.point(database, job["id"])
-    server = {"image_id": "an image"} if source == Source.STORAGE else None
+    flavor = {"name": "small", "vcpus": 1, "ram": 64, "disk": 1}
+    known = {"id": STOPPED, "name": "x", "status": "SHUTOFF", "image_id": "an image", "flavor": flavor}
+    server = known if source == Source.STORAGE else None
     as_if = update(BackupJobRunVm).where(BackupJobRunVm.backupjobrun_id == point.id)
     database.run(lambda s: s.execute(as_if.values(source=source, server=server)) and None)
     path = f"{JOBS}/{job['id']}/backupjobruns/{point.id}"
