@@ -62,7 +62,7 @@ class Committer:
             raise self._unexpected(target, f"{disk.top.path} is the active layer")
         intent = self._intend("pivot", target, layers, None)
         with self._fence.lifted(self._guest.uuid, target), self._guest.job_events(target) as events:
-            self._guest.commit(target, f"{target}[{below.index}]", None)
+            self._guest.commit(target, f"{target}[{below.index}]", f"{target}[{top.index}]", active=True)
             status = events.wait(self._settings.commit_timeout, ready=True)
             if status is None:
                 # Not broken off: see `decide`. The intent stays open, so the next command ends it.

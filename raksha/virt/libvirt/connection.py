@@ -143,9 +143,10 @@ class Guest:
         """All disks of `xml` at one instant, or none."""
         self._open("make a snapshot", self._domain.snapshotCreateXML, xml, SNAPSHOT_FLAGS)
 
-    def commit(self, disk: str, base: str, top: str | None, *, relative: bool = False) -> None:
-        """Start merging the layers above `base` up to `top` into `base`; None is the active layer."""
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if top is None else 0
+    def commit(self, disk: str, base: str, top: str, *, active: bool = False, relative: bool = False) -> None:
+        """Start merging the layers above `base` up to `top` into `base`. `active`: `top` is what the VM writes to;
+        libvirt refuses if somebody has put another layer above it."""
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
         flags |= libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE if relative else 0
         self._change(f"commit disk {disk}", self._domain.blockCommit, disk, base, top, 0, flags)
 

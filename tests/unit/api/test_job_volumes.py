@@ -187,7 +187,8 @@ def test_what_was_taken_from_storage_comes_back_as_disks(
     job = world.job(api, vms=[{"id": STOPPED}])
     point = world.point(database, job["id"])
     flavor = {"name": "small", "vcpus": 1, "ram": 64, "disk": 1}
-    known = {"id": STOPPED, "name": "x", "status": "SHUTOFF", "image_id": "an image", "flavor": flavor}
+    known = {"id": STOPPED, "name": "x", "status": "SHUTOFF", "image_id": "an image", "flavor": flavor,
+             "volumes": [{"id": FREE, "size": 1, "device": "/dev/vda"}]}  # fmt: skip
     server = known if source == Source.STORAGE else None
     as_if = update(BackupJobRunVm).where(BackupJobRunVm.backupjobrun_id == point.id)
     database.run(lambda s: s.execute(as_if.values(source=source, server=server)) and None)
