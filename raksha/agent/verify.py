@@ -15,7 +15,6 @@ from raksha.types import ResourceKey
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.metadata import BackupMetadata, RunDocument, VmSummary
-from raksha.vault.recorded import digest_of
 
 #: by run and VM the digest of its VMMetadata, where somebody knows it
 Machines = Mapping[str, Mapping[str, str | None]]
@@ -96,9 +95,7 @@ class _Documents:
         try:
             if vm is None:
                 raise MetadataInvalid(name=names.run(run.backupjob, run.backupjobrun), detail=f"it lacks {keys[0].vm}")
-            data = self._catalog.machine_bytes(run, vm)
-            if digest is not None and digest_of(data) != digest:
-                raise MetadataInvalid(name=name, detail="it is not what was stored there")
+            self._catalog.machine_bytes(run, vm, digest)
         except Damaged as error:
             self._note(name, error, keys)
 

@@ -39,7 +39,7 @@ from raksha.vault.metadata import (
     VmSummary,
     decode,
 )
-from raksha.vault.recorded import Record
+from raksha.vault.recorded import Record, digest_of
 from raksha.vault.segment import ClusterHasher
 from raksha.vault.store import BACKUPS, Store
 
@@ -199,14 +199,16 @@ class Catalog:
 
     def machine(self, run: RunDocument, vm: VmSummary) -> VMMetadata:
         name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
-        data = self.machine_bytes(run, vm)
-        self._record.check_machine(name, data)
-        return decode(data, VMMetadata, name)
+        return decode(self.machine_bytes(run, vm), VMMetadata, name)
 
-    def machine_bytes(self, run: RunDocument, vm: VmSummary) -> bytes:
-        """Its VMMetadata as it is stored, which can be read and is that of this VM."""
+    def machine_bytes(self, run: RunDocument, vm: VmSummary, digest: str | None = None) -> bytes:
+        """Its VMMetadata as it is stored, which can be read and is that of this VM. Before anybody reads it, it must
+        have the `digest` that somebody knows."""
         name = names.vm_metadata(run.backupjob, run.backupjobrun, vm.vm)
         data = self.store.get(name)
+        self._record.check_machine(name, data)
+        if digest is not None and digest_of(data) != digest:
+            raise MetadataInvalid(name=name, detail="it is not what was stored there")
         found = decode(data, VMMetadata, name)
         if found.vm != vm.vm:
             raise MetadataInvalid(name=name, detail=f"it is that of VM {found.vm}")
