@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeVar, cast
 from cliff import command, lister, show
 from cliff._argparse import SmartHelpFormatter
 
-from raksha.client import Client, errors, progress, words
+from raksha.client import Client, errors, interrupts, progress, words
 from raksha.client.commands.columns import register_yaml
 
 _OPENSTACK = "openstack"
@@ -112,8 +112,11 @@ class Shared(command.Command):
         display = progress.display(words.plain(label), sys.stderr)
         last: Any = None
         try:
-            for last in watched:
-                display.show(last)
+            with interrupts.noted() as noted:
+                for last in watched:
+                    display.show(last)
+                    if noted():
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             raise errors.Interrupted("Watching ended", goes_on) from None
         finally:
