@@ -5,10 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from raksha.client import interrupts
+
+
+@pytest.fixture(autouse=True)
+def as_programs_begin() -> Iterator[None]:
+    """Whoever runs the tests may ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Clearing:
