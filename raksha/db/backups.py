@@ -110,6 +110,17 @@ def chain(session: Session, id: str) -> list[VmResourceBackup]:
     return found
 
 
+def with_parents(session: Session, ids: Iterable[str]) -> dict[str, VmResourceBackup]:
+    """Copies and all that they build on, by id, each looked up once. Raises `RowNotFound`."""
+    found: dict[str, VmResourceBackup] = {}
+    for id in ids:
+        step: str | None = id
+        while step is not None and step not in found:
+            found[step] = get(session, step)
+            step = found[step].vm_resource_backup_backing_id
+    return found
+
+
 def children(session: Session, id: str) -> list[VmResourceBackup]:
     """Copies that build on this one."""
     on_it = VmResourceBackup.vm_resource_backup_backing_id == id

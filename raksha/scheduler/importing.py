@@ -24,7 +24,7 @@ from msgspec import Struct
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from raksha.db import rows, vaults
+from raksha.db import jobs, rows, vaults
 from raksha.db.columns import SECOND
 from raksha.db.models import (
     BackupJob,
@@ -103,7 +103,7 @@ def import_vault(
     vault = _vault(database, service, project_id, catalog, take_over, dry_run)
     found = catalog.listing()
     left_out = {name: str(error) for name, error in found.damaged.items()}
-    jobs: dict[str, None] = {}
+    made: dict[str, None] = {}
     added: list[str] = []
     known = 0
     lost = set[str]()
@@ -127,16 +127,16 @@ def import_vault(
             else:
                 added.append(document.backupjobrun)
                 if job is None:
-                    jobs[document.backupjob] = None
+                    made[document.backupjob] = None
         if why is not None:
             lost.add(document.backupjobrun)
             left_out[document.backupjobrun] = why
     if not dry_run:
-        newest = {document.backupjob: document for document in found.runs if document.backupjob in jobs}
+        newest = {run.backupjob: run for run in found.runs if run.backupjobrun not in lost}
         database.run(partial(_name_members, newest=newest))
         _bury(database, vault, store)
         database.run(partial(_set_number, vault=vault, number=_last(store, found.runs)))
-    return Imported(vault.id, tuple(jobs), tuple(added), known, left_out)
+    return Imported(vault.id, tuple(made), tuple(added), known, left_out)
 
 
 # -- the vault --------------------------------------------------------------------------------------
@@ -313,16 +313,16 @@ def _backing(session: Session, found: BackupMetadata) -> str | None:
 
 
 def _name_members(session: Session, newest: Mapping[str, RunDocument]) -> None:
-    """What a job had in its last restore point is what it names."""
+    """What a job had in its last restore point is what it names. Every job names VMs or has a selector, but for those
+    that were made here, also by an import that was broken off."""
     for job_id, document in newest.items():
-        if session.get(BackupJob, job_id) is None:
+        job = session.get(BackupJob, job_id)
+        if job is None or job.vm_selector or jobs.members(session, [job_id])[job_id]:
             continue
         mine = BackupJobRunVm.backupjobrun_id == document.backupjobrun
         sources = {vm.vm_id: vm.source for vm in session.scalars(select(BackupJobRunVm).where(mine))}
-        there = set(session.scalars(select(BackupJobVm.vm_id).where(BackupJobVm.backupjob_id == job_id)))
         for position, (vm_id, source) in enumerate(sorted(sources.items())):
-            if vm_id not in there:
-                session.add(BackupJobVm(backupjob_id=job_id, vm_id=vm_id, source=source, position=position))
+            session.add(BackupJobVm(backupjob_id=job_id, vm_id=vm_id, source=source, position=position))
     session.flush()
 
 

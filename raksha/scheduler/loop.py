@@ -178,7 +178,7 @@ class Loop:
         """Verifications that were begun."""
         done = verify_start.start(self._database, self._settings)
         for id in done.read:
-            self._background.submit(f"verify {id}", partial(verifying.judge_logged, self._database, id, self._access))
+            self._background.submit(f"verify {id}", partial(verifying.judge, self._database, id, self._access))
         return done.begun
 
     def _clear(self) -> bool:

@@ -21,17 +21,17 @@ _MACHINE = "machine_digest"
 
 def recorded(session: Session, ids: Iterable[str]) -> tuple[RecordedCopy, ...]:
     """These copies and all that they build on. Raises `RowNotFound`."""
-    found: dict[str, RecordedCopy] = {}
-    for id in ids:
-        chain = backups.chain(session, id)
-        for copy, parent in zip(chain, [*chain[1:], None], strict=True):
-            if copy.map_digest is not None:
-                found[copy.id] = RecordedCopy(
-                    key=ResourceKey(copy.backupjob_id, copy.backupjobrun_id, copy.vm_id, copy.resource),
-                    parent=None if parent is None else parent.backupjobrun_id,
-                    map=MapReference(digest=copy.map_digest, size=copy.map_size),
-                )
-    return tuple(found.values())
+    found = backups.with_parents(session, ids)
+    parents = {copy.id: found.get(copy.vm_resource_backup_backing_id or "") for copy in found.values()}
+    return tuple(
+        RecordedCopy(
+            key=ResourceKey(copy.backupjob_id, copy.backupjobrun_id, copy.vm_id, copy.resource),
+            parent=None if (parent := parents[copy.id]) is None else parent.backupjobrun_id,
+            map=MapReference(digest=copy.map_digest, size=copy.map_size),
+        )
+        for copy in found.values()
+        if copy.map_digest is not None
+    )
 
 
 def note_machines(session: Session, run_id: str, machines: Mapping[str, VMMetadata]) -> None:

@@ -169,7 +169,7 @@ def _read(session: Session, run_id: str, vms: Sequence[Mapping[str, Any]]) -> se
         copy.id for copy in session.scalars(select(VmResourceBackup).where(*mine))
         if not disks[copy.vm_id] or copy.resource in disks[copy.vm_id]
     ]  # fmt: skip
-    return {copy.id for id in found for copy in backups.chain(session, id)}
+    return set(backups.with_parents(session, found))
 
 
 def _end(session: Session, restore: Restore, to: RestoreState, error: dict[str, str] | None) -> None:

@@ -28,7 +28,7 @@ from raksha.errors import RowNotFound, StateConflict
 from raksha.scheduler import verifying
 from raksha.scheduler.consolidating import key_of
 from raksha.scheduler.recording import machine_digest, recorded
-from raksha.states import PinHolder, TaskKind, Trigger, VerificationState
+from raksha.states import PinHolder, RunState, TaskKind, Trigger, VerificationState
 from raksha.tasks import Copy, VerifyOrder
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,9 @@ def _add_due(database: Database, settings: SchedulerSettings) -> None:
     def work(session: Session) -> None:
         job = verifications.due(session, settings.verify_every)
         if job is not None:
-            percent = settings.verify_percent
+            # what was found damaged is whole again only if all of it is read
+            damaged = any(point.state == RunState.DEGRADED for point in runs.points_of(session, job.id))
+            percent = _HUNDREDTHS if damaged else settings.verify_percent
             verifications.create(session, job, None, data=percent > 0, percent=percent, trigger=Trigger.SCHEDULE)
 
     try:
@@ -106,8 +108,7 @@ def _start(session: Session, row: Verification, settings: SchedulerSettings) -> 
         return False
     if not verifications.take(session, row.id, row.epoch):
         return False
-    chains = {copy.id: [each.id for each in backups.chain(session, copy.id)] for copy in wanted}
-    backups.pin(session, PinHolder.VERIFY, row.id, {id for chain in chains.values() for id in chain})
+    backups.pin(session, PinHolder.VERIFY, row.id, backups.with_parents(session, [copy.id for copy in wanted]))
     numbers = {point.id: point.commit_number or 0 for point in points}
     placement = jobs.get(session, None, row.backupjob_id).placement
     for vault in sorted({copy.vault_id for copy in wanted}):

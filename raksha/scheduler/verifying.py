@@ -27,7 +27,7 @@ from raksha.db.columns import now
 from raksha.db.models import BackupJobRun, Task, Verification, VmResourceBackup
 from raksha.db.session import Database
 from raksha.db.transition import transition, transition_all
-from raksha.errors import ObjectMissing, RakshaError, RowNotFound, StateConflict
+from raksha.errors import Damaged, RowNotFound, StateConflict
 from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.consolidating import key_of
 from raksha.scheduler.places import writing
@@ -148,7 +148,7 @@ def _naming(catalog: Catalog, copies: Sequence[VmResourceBackup], objects: set[s
             names = catalog.map_of(key_of(copy), copy.map_digest or "").object_names()
             if not objects.isdisjoint(names):
                 yield copy
-        except ObjectMissing:
+        except Damaged:
             continue
 
 
@@ -207,11 +207,3 @@ def _move_runs(session: Session, ids: Sequence[str], findings: Sequence[dict[str
 def _move(session: Session, id: str, to: RunState, start: RunState, error: dict[str, Any] | None) -> None:
     with suppress(StateConflict):  # it is being deleted
         transition(session, BackupJobRun, id, to, start={start}, error=error)
-
-
-def judge_logged(database: Database, id: str, access: Access) -> None:
-    """As `judge`; what stores raise is logged."""
-    try:
-        judge(database, id, access)
-    except RakshaError as error:
-        _log.error("verification %s cannot be judged yet: %s", id, error, extra={"action": "verify"})

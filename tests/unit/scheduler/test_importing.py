@@ -14,6 +14,7 @@ from raksha.db import backups, jobs, migrate, runs, tasks, vaults
 from raksha.db.models import BackupJob, BackupJobRun, Tombstone, VmResourceBackup
 from raksha.db.session import Database
 from raksha.errors import ChangedMeanwhile, VaultForeign, VaultWriterOther
+from raksha.scheduler import importing
 from raksha.scheduler.importing import Imported, import_vault
 from raksha.scheduler.serve import handlers
 from raksha.states import BackupKind, JobState, RunState
@@ -159,6 +160,27 @@ def test_a_point_that_lacks_something_is_left_out_with_all_on_it(lost: Service, 
     with fresh.reading() as session:
         # and no number is given twice
         assert vaults.all_vaults(session)[0].last_commit == 4
+
+
+def test_broken_off_and_done_again(lost: Service, fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = lost.job("web")
+    first = lost.backup(job, BackupKind.FULL)
+    newest = lost.backup(job)
+    (lost.folder / "vaults" / PROJECT / "backupjobs" / job / newest / "web" / "VMMetadata").unlink()
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importing, "_name_members", die)
+        with pytest.raises(SystemExit):
+            bring_back(lost, fresh)
+    found = bring_back(lost, fresh)
+    assert (found.known, set(found.left_out)) == (1, {newest})
+    with fresh.reading() as session:
+        # of the last point that came back
+        assert [vm.vm_id for vm in jobs.members(session, [job])[job]] == ["web"]
+        assert [run.id for run in runs.points_of(session, job)] == [first]
 
 
 def test_whose_it_is(lost: Service, fresh: Database) -> None:

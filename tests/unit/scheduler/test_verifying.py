@@ -172,6 +172,20 @@ def test_damage_counts_for_every_point_that_needs_it_and_the_next_backup_heals_i
     service.check(weekly, shared)
 
 
+def test_another_copy_with_a_damaged_map_holds_up_nothing(service: Service) -> None:
+    job, other = service.job("web"), service.job("web", name="other")
+    run = service.backup(job, BackupKind.FULL)
+    beside = service.backup(other, BackupKind.FULL)
+    root = next((service.folder / "vaults").iterdir()) / "backupjobs" / other / beside
+    for path in root.rglob("BackupMap-*"):
+        path.chmod(0o600)
+        path.write_bytes(b"no map")
+    damage(data_of(service)[0])
+    done = through(service, job, run)
+    assert (done.state, len(done.findings), pinned(service, done.id)) == (State.DONE, 1, 0)
+    assert service.run_row(run).state == RunState.DEGRADED
+
+
 def _copies(service: Service, run: str) -> list[Any]:
     with service.database.reading() as session:
         return list(backups.of_run(session, run))
@@ -324,7 +338,8 @@ def test_by_age_the_longest_unread_first_and_damaged_before_all(service: Service
     for job, days in late.items():
         _looked_at_long_ago(service, job, days)
     go(service)
-    assert [each.backupjob_id for each in _all(service) if each.state == State.QUEUED] == [second]
+    (one,) = (each for each in _all(service) if each.state == State.QUEUED)
+    assert (one.backupjob_id, one.percent) == (second, 100)
 
 
 def _all(service: Service) -> list[Verification]:
