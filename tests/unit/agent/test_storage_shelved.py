@@ -18,6 +18,7 @@ from raksha.errors import CaptureFailed, CloudUnavailable, HostFailed, NoSpaceFo
 from raksha.openstack.shelved import ShelvedImage
 from raksha.server import Flavor, Server
 from raksha.virt.libvirt import nbd
+from tests.bed.luks import make_luks
 
 SIZE = 4 << 20
 
@@ -33,9 +34,9 @@ def stack() -> Iterator[ExitStack]:
         yield made
 
 
-def made(path: Path, *arguments: str) -> bytes:
+def made(path: Path, *arguments: str, size: int = SIZE) -> bytes:
     """An image by qemu-img."""
-    subprocess.run(["qemu-img", "create", "-q", *arguments], check=True)
+    make_luks(path, str(size), *arguments)
     data = path.read_bytes()
     path.unlink()
     return data
@@ -83,26 +84,33 @@ def test_raw_is_raw_whatever_it_holds(folder: Path, stack: ExitStack, tmp_path: 
     secret = tmp_path / "secret"
     secret.write_bytes(b"of the host".ljust(SIZE, b"\0"))
     disk = tmp_path / "disk"
-    data = made(disk, "-f", "qcow2", "-b", str(secret), "-F", "raw", str(disk))
+    data = made(disk, "-f", "qcow2", "-b", str(secret), "-F", "raw")
     source = reached(folder, stack, data.ljust(SIZE, b"\0"), "raw")
     assert nbd.Reader(source).pread(0, 4) == b"QFI\xfb"
 
 
 def backed(disk: Path, secret: Path) -> bytes:
-    return made(disk, "-f", "qcow2", "-b", str(secret), "-F", "raw", str(disk))
+    return made(disk, "-f", "qcow2", "-b", str(secret), "-F", "raw")
 
 
 def with_data_file(disk: Path, secret: Path) -> bytes:
-    return made(disk, "-f", "qcow2", "-o", f"data_file={secret}.data,data_file_raw=on", str(disk), str(SIZE))
+    return made(disk, "-f", "qcow2", "-o", f"data_file={secret}.data,data_file_raw=on")
 
 
 def encrypted(disk: Path, _secret: Path) -> bytes:
-    words = ["--object", "secret,id=key,data=abc", "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=key"]
-    return made(disk, *words, str(disk), str(SIZE))
+    words = [
+        "--object",
+        "secret,id=key,data=abc",
+        "-f",
+        "qcow2",
+        "-o",
+        "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10",
+    ]
+    return made(disk, *words)
 
 
 def damaged(disk: Path, _secret: Path) -> bytes:
-    found = bytearray(made(disk, "-f", "qcow2", str(disk), str(SIZE)))
+    found = bytearray(made(disk, "-f", "qcow2"))
     found[79] |= 2
     return bytes(found)
 
@@ -134,7 +142,7 @@ def test_what_a_tenant_crafts_is_not_opened(
 
 def test_another_size_than_glance_knows_is_refused(folder: Path, stack: ExitStack, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    data = made(disk, "-f", "qcow2", str(disk), str(2 * SIZE))
+    data = made(disk, "-f", "qcow2", size=2 * SIZE)
     with pytest.raises(CaptureFailed, match=str(SIZE)):
         reached(folder, stack, data)
     assert reached(folder, stack, data, virtual=None).size == 2 * SIZE
