@@ -283,11 +283,5 @@ def overwritten(vms: list[Vm]) -> list[tuple[str, str, int]]:
     ]
 
 
-def require_owned(session: Session, project_id: str, vms: list[Vm], *, unowned: bool) -> None:
-    """What is overwritten belongs to the project now. Raises `RowNotFound`."""
-    for vm in vms:
-        services.vm(session, project_id, vm.vm_id, unowned=unowned)
-
-
 def _said(code: str, message: str) -> dict[str, str]:
     return {"code": code, "message": message}

@@ -19,6 +19,7 @@ from raksha.api.restore_body import KINDS
 from raksha.api.services import frame, identity, services, settings
 from raksha.api.target_project import Target
 from raksha.db import backups, restores, runs
+from raksha.db import services as agents
 from raksha.db.columns import new_id
 from raksha.db.models import BackupJobRun, Restore
 from raksha.errors import RequestInvalid, StateConflict
@@ -180,14 +181,15 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     """A restore, queued, with all that it reads pinned; or, with `dry_run`, its plan. `run_of`: of a session the run.
 
     Raises `NotAllowed`, `RequestInvalid`, `StateConflict`, `RowNotFound`, `LimitExceeded`, `TargetTokenRefused`,
-    `TrustRefused`, `IdentityUnavailable`.
+    `TrustRefused`, `IdentityUnavailable`, `CloudRefused`, `CloudUnavailable`.
     """
     if {"directory", "host"} & body["target"].keys():
         frame().policy.require(ANYWHERE.name, identity(), tenant_id)
     target = target_project.of(tenant_id, body)
+    _require_owned(tenant_id, run_of, body)
     _require_volumes(tenant_id, run_of, body, target)
     if body["dry_run"]:
-        return _planned(tenant_id, run_of, body, target)
+        return _planned(run_of, body, target)
     with delegation.trusted_in(target) as trust:
         response = services().database.run(
             lambda session: idempotency.once(session, lambda: _queued(session, tenant_id, run_of(session), body, trust))
@@ -196,13 +198,27 @@ def begin(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> flask.Respons
     return response
 
 
+def _require_owned(tenant_id: str, run_of: Any, body: Mapping[str, Any]) -> None:
+    """What is overwritten belongs to the project now: Nova's word counts, also while a server is on no host, as in the
+    moment when Nova defines it anew. Raises `RowNotFound`."""
+    if body["target"]["kind"] != "in_place":
+        return
+    with services().database.reading() as session:
+        ids = frozenset(vm.vm_id for vm in _chosen(session, run_of(session), body, new_id()))
+    named = servers.among(tenant_id, ids)
+    unowned = tenant_id == settings().unowned_vms_project
+    with services().database.reading() as session:
+        for id in sorted(ids - named.servers):
+            agents.vm(session, tenant_id, id, unowned=unowned, owned=named.agents_say)
+
+
 def _require_volumes(tenant_id: str, run_of: Any, body: Mapping[str, Any], target: Target | None) -> None:
     """What is written over is the project's that it goes into, as the caller's token for that shows it. Raises
     `RequestInvalid`."""
     if not any(vm.get("overwrite") for vm in body.get("vms") or ()):
         return
     with services().database.reading() as session:
-        wanted = restore_plan.overwritten(_chosen(session, tenant_id, run_of(session), body, new_id()))
+        wanted = restore_plan.overwritten(_chosen(session, run_of(session), body, new_id()))
     if target is None:
         problems = servers.unfit(tenant_id, wanted)
     else:
@@ -211,10 +227,10 @@ def _require_volumes(tenant_id: str, run_of: Any, body: Mapping[str, Any], targe
         raise RequestInvalid(problems=problems)
 
 
-def _planned(tenant_id: str, run_of: Any, body: Mapping[str, Any], target: Target | None) -> flask.Response:
+def _planned(run_of: Any, body: Mapping[str, Any], target: Target | None) -> flask.Response:
     with services().database.reading() as session:
         run = run_of(session)
-        vms = _chosen(session, tenant_id, run, body, new_id())
+        vms = _chosen(session, run, body, new_id())
         made = restore_plan.plan(session, run, body, vms, settings().agent_timeout)
     if body["target"]["kind"] in CLOUD_KINDS:
         lacking = servers.lacking(restore_plan.needs(body, vms), target and target.access)
@@ -227,7 +243,7 @@ def _queued(
 ) -> flask.Response:
     allowed.one_more_restore(session, tenant_id)
     id, ids = new_id(), request_id.current()
-    vms = _chosen(session, tenant_id, run, body, id)
+    vms = _chosen(session, run, body, id)
     restore = restores.create(
         session, run, id=id, target=restore_plan.document(body, vms), user_id=identity().user_id,
         trust_id=trust, request_id=ids.local if ids else None,
@@ -239,16 +255,11 @@ def _queued(
     return answer(RestoreShown, shown(restore), 202, {"Location": links.address(tenant_id, "restores", id)})
 
 
-def _chosen(
-    session: Session, tenant_id: str, run: BackupJobRun, body: Mapping[str, Any], restore_id: str
-) -> list[restore_plan.Vm]:
+def _chosen(session: Session, run: BackupJobRun, body: Mapping[str, Any], restore_id: str) -> list[restore_plan.Vm]:
     if run.state not in runs.POINTS:
         points = ", ".join(runs.POINTS)
         raise StateConflict(noun=runs.NOUN, id=run.id, found=run.state, wanted=points, to="restored from")
     vms = restore_plan.chosen(session, run, body, restore_id)
     if body["target"]["kind"] in CLOUD_KINDS and services().grantor is None:
         raise RequestInvalid(problems=[("target.kind", "This service has no cloud to restore into.")])
-    if body["target"]["kind"] == "in_place":
-        unowned = tenant_id == settings().unowned_vms_project
-        restore_plan.require_owned(session, tenant_id, vms, unowned=unowned)
     return vms

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from tests.openstack.cloud.rest import Api, Cloud, Refused
@@ -12,9 +10,13 @@ from tests.openstack.service import Service, canary, gone
 
 
 @pytest.mark.timeout(600)
-def test_an_account_that_the_tenant_cannot_touch(tmp_path: Path, server: Guest, admin: Cloud, demo: Cloud) -> None:
-    tmp_path.chmod(0o755)
-    with Service(tmp_path, admin, account="service") as raksha:
+def test_an_account_that_the_tenant_cannot_touch(
+    tmp_path_factory: pytest.TempPathFactory, server: Guest, admin: Cloud, demo: Cloud
+) -> None:
+    # a short name: sockets are below it
+    folder = tmp_path_factory.mktemp("account")
+    folder.chmod(0o755)
+    with Service(folder, admin, account="service") as raksha:
         raksha.sees(demo, server.server)
         job = raksha.of(demo).post("/backupjobs", {"name": "kept", "vms": [{"id": server.server}]})["id"]
         done = raksha.run(demo, job)

@@ -302,7 +302,8 @@ def test_an_agent_that_is_killed_leaves_nothing_and_the_backup_is_done_again(
         truth.write_bytes(nfs_file(nfs).read_bytes())
         assert same(image(raksha, demo, found, nfs, tmp_path / "restored"), truth)
         assert same(image(raksha, demo, found, idle, tmp_path / "restored"), ceph_content(idle, truth))
-        # somebody wants the next one no more
+        # somebody wants the next one no more, which is slow enough to be met
+        api.put(f"/backupjobs/{job}", {"bandwidth_limit": MIB}, headers={"If-Match": "*"})
         run = api.post(f"/backupjobs/{job}/full")["id"]
         path = f"/backupjobs/{job}/backupjobruns/{run}"
         raksha.wait(lambda: temporary(demo)["volumes"] and mounted())

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-ROOT = REPOSITORY / ".cache" / "cloud"
+ROOT = (REPOSITORY / ".cache" / "cloud").resolve()
 VENV = ROOT / "venv"
 PACKAGES = VENV / "lib/python3.11/site-packages"
 #: what `down --wipe` removes

@@ -1,14 +1,18 @@
 """Runs within Neutron: binds every port as a plain tap device that leads nowhere, so that servers with ports start
 without any network agent."""
 
+from neutron.db.models import port_forwarding  # noqa: F401
 from neutron_lib import constants
 from neutron_lib.api.definitions import portbindings
 from neutron_lib.plugins.ml2 import api
+from sqlalchemy import orm
 
 
 class TapMechanismDriver(api.MechanismDriver):
     def initialize(self):
-        pass
+        # the first request of a process ends in a 500 if it lists ports: an attribute of theirs is made with the first
+        # query of any kind, and is asked for before it
+        orm.configure_mappers()
 
     def bind_port(self, context):
         for segment in context.segments_to_bind:

@@ -313,6 +313,21 @@ def test_a_server_that_the_job_has_may_be_gone(api: Api, nova: Nova, served: tup
     error(api("POST", JOBS, json={"name": "z", "vms": [{"id": NEW}]}), 400, "request_invalid")
 
 
+def test_in_place_goes_what_nova_shows_to_the_caller(plain_api: Api, database: Database, nova: Nova) -> None:
+    """Also in the moment when it is on no host; what its agent says of a server that changed hands does not count."""
+
+    def asked(api: Api, vm: str) -> Any:
+        point = world.point(database, job, vms=(vm,))
+        return api("POST", f"{JOBS}/{job}/backupjobruns/{point.id}", json={"target": {"kind": "in_place"}})
+
+    job = plain_api("POST", JOBS, json={"name": "x", "vms": [{"id": WEB}, {"id": NEW}]}).json["id"]
+    assert asked(plain_api, WEB).status_code == 202
+    assert asked(plain_api, NEW).status_code == 202
+    assert error(asked(plain_api, THEIRS), 404, "not_found") == f"There is no VM {THEIRS}."
+    del nova.servers[WEB]
+    assert error(asked(plain_api, WEB), 404, "not_found") == f"There is no VM {WEB}."
+
+
 def test_for_many_ids_the_list_is_read(api: Api, nova: Nova, served: tuple[str, Seen]) -> None:
     many = [f"00000000-0000-4000-8000-0000000001{number:02x}" for number in range(40)]
     for id in many:
