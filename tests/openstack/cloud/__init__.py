@@ -10,7 +10,6 @@ each daemon ended by its pid.
     identity.py        schemas, Keystone; users, roles, endpoints
     storage.py         Swift
     services.py        Glance, Placement, Neutron's API, Cinder, Nova
-    image.py           a boot disk: GRUB, Debian's kernel, the small guest of the test bed
     tenants.py         image, flavor, network, volume types
     rest.py            the services' APIs, as tests want them
     __main__.py        up, down, status

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.openstack.cloud.image import boot_disk
+from tests.bed.boot_disk import boot_disk
 from tests.openstack.cloud.rest import Cloud
 
 #: of the image: how Nova builds the server

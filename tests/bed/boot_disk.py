@@ -1,16 +1,19 @@
 """A disk that boots by itself: GRUB in the gap before the first partition, and on that the kernel and the small guest
-of the test bed. Made without a loop device."""
+of the test bed (`raksha.mode=cloud`). Made without a loop device.
+
+Not promised: a disk for other machines than x86-64 with a BIOS.
+"""
 
 from __future__ import annotations
 
 import gzip
+import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.bed.image import guest_image
-from tests.openstack.cloud.daemons import run
-from tests.openstack.cloud.layout import ROOT
+from tests.bed.image import BedError, guest_image
 
 MIB = 1 << 20
 SIZE = 128 * MIB
@@ -29,17 +32,25 @@ boot
 
 
 def boot_disk() -> Path:
-    """A qcow2 image, made if it is not there."""
+    """A qcow2 image, made if it is not there. Raises `BedError`."""
     guest = guest_image()
-    made = ROOT / f"image-{guest.initrd.name}.qcow2"
+    folder = guest.initrd.parent
+    made = folder / f"image-{guest.initrd.name}.qcow2"
     if made.exists():
         return made
-    with tempfile.TemporaryDirectory(dir=ROOT) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
         raw = Path(scratch, "disk.raw")
         _make(Path(scratch), raw, guest.kernel, guest.initrd)
-        run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, Path(scratch, "disk.qcow2"))
+        _run("qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, Path(scratch, "disk.qcow2"))
         Path(scratch, "disk.qcow2").rename(made)
     return made
+
+
+def _run(*command: str | Path) -> None:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    done = subprocess.run([*map(str, command)], env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    if done.returncode:
+        raise BedError(f"{' '.join(map(str, command))}: {done.stdout[-1500:]}{done.stderr[-2500:]}")
 
 
 def _make(scratch: Path, raw: Path, kernel: Path, initrd: Path) -> None:
@@ -47,11 +58,11 @@ def _make(scratch: Path, raw: Path, kernel: Path, initrd: Path) -> None:
         file.truncate(SIZE)
     table = scratch / "table"
     table.write_text(f"{_START // 512},,L,*\n")
-    run("/bin/sh", "-c", 'exec sfdisk --quiet "$1" <"$2"', "sh", raw, table)
+    _run("/bin/sh", "-c", 'exec sfdisk --quiet "$1" <"$2"', "sh", raw, table)
     configuration = scratch / "grub.cfg"
     configuration.write_text(_CONFIGURATION)
     core = scratch / "core.img"
-    run("grub-mkimage", "-O", "i386-pc", "-c", configuration, "-p", "(hd0,msdos1)/boot/grub", "-o", core, *_MODULES)
+    _run("grub-mkimage", "-O", "i386-pc", "-c", configuration, "-p", "(hd0,msdos1)/boot/grub", "-o", core, *_MODULES)
     boot = (_GRUB / "boot.img").read_bytes()
     assert len(core.read_bytes()) < _START - 512
     with raw.open("r+b") as file:
@@ -64,4 +75,4 @@ def _make(scratch: Path, raw: Path, kernel: Path, initrd: Path) -> None:
     # smaller to read through GRUB's BIOS calls
     (files / "initrd").write_bytes(gzip.compress(initrd.read_bytes(), 1))
     options = ["-q", "-F", "-t", "ext4", "-O", "^64bit,^metadata_csum", "-E", f"offset={_START}", "-L", "boot"]
-    run("mke2fs", *options, "-d", scratch / "files", raw, f"{(SIZE - _START) // 1024}k")
+    _run("mke2fs", *options, "-d", scratch / "files", raw, f"{(SIZE - _START) // 1024}k")
