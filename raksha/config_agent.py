@@ -43,6 +43,13 @@ class AgentSettings(Struct, frozen=True):
     attach_volumes: bool = True
     #: keep a snapshot of each volume that is taken from storage, where its storage can tell what has changed since
     storage_differences: bool = False
+    #: VMs of restore points that are booted at once to see whether they come up; 0: none
+    test_restores: int = 1
+    #: where they have their disks; None: below the state directory
+    test_restore_dir: Path | None = None
+    #: at most, of each: MiB of memory, and processors
+    test_restore_memory: int = 2048
+    test_restore_vcpus: int = 2
     #: of Prometheus; port 0: none
     metrics_address: str = "127.0.0.1"
     metrics_port: int = 0
@@ -81,6 +88,17 @@ OPTIONS = [
                 help="Of volumes taken from storage: keep a snapshot of each between the runs of a job, so that "
                 "Ceph tells what has changed since, and not all of the volume is read each time. Its owner cannot "
                 "delete a volume with a snapshot, and the snapshot counts against the project's quota."),
+    cfg.IntOpt("test_restores", default=_DEFAULTS.test_restores, min=0,
+               help="VMs of restore points that are booted on this host at once to see whether they come up: without a "
+               "network, from copies of their disks that go afterwards. They count against capacity, and get what is "
+               "left of it. 0: none on this host."),
+    cfg.StrOpt("test_restore_dir", default="",
+               help="Where these VMs have their disks: as much room as the data of the largest, and 4 GiB for what it "
+               "writes. QEMU must be able to get there. Unset: in the state directory."),
+    cfg.IntOpt("test_restore_memory", default=_DEFAULTS.test_restore_memory, min=64,
+               help="MiB of memory that such a VM gets at most."),
+    cfg.IntOpt("test_restore_vcpus", default=_DEFAULTS.test_restore_vcpus, min=1,
+               help="Processors that such a VM gets at most."),
     cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,
                help="Address of the metrics for Prometheus: http://ADDRESS:PORT/metrics."),
     cfg.PortOpt("metrics_port", default=_DEFAULTS.metrics_port, help="Port of the metrics; 0: none."),
@@ -102,6 +120,9 @@ def load(path: Path | None = None) -> AgentSettings:
         raise SettingsWrong(detail=str(error)) from error
     found["host"] = found["host"] or socket.gethostname()
     found["restore_dirs"] = tuple(Path(each) for each in found["restore_dirs"])
+    found["test_restore_dir"] = Path(found["test_restore_dir"]) if found["test_restore_dir"] else None
+    if found["test_restore_dir"] is not None and not found["test_restore_dir"].is_absolute():
+        raise SettingsWrong(detail=f"test_restore_dir: {found['test_restore_dir']} is no absolute path")
     if wrong := [str(each) for each in found["restore_dirs"] if not each.is_absolute()]:
         raise SettingsWrong(detail=f"restore_dirs: {wrong[0]} is no absolute path")
     return AgentSettings(**found)

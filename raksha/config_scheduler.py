@@ -69,6 +69,13 @@ class SchedulerSettings(Struct, frozen=True):
     verify_percent: int = 15
     #: bytes per second that each of these reads; 0: any number
     verify_bandwidth: int = 50 << 20
+    #: VMs of the newest restore point of a job are booted so many seconds after the last time, where the job says
+    #: nothing; 0: never
+    test_restore_every: float = 0.0
+    #: seconds that each VM has to come up, where nobody says
+    test_restore_timeout: int = 600
+    #: test restores at once
+    max_test_restores: int = 2
     #: seconds after which silent processes, answers to repeated requests and the like are forgotten
     forget_services: float = 30 * 86400.0
     #: where maps are put together; empty: the system's temporary folder
@@ -143,6 +150,15 @@ OPTIONS = [
                help="How many hundredths of the data are read each time, others every time; 0: none, 100: all."),
     cfg.IntOpt("verify_bandwidth", default=_DEFAULTS.verify_bandwidth, min=0,
                help="Bytes per second that a verification reads, whoever asked for it; 0: any number."),
+    cfg.FloatOpt("test_restore_every", default=_DEFAULTS.test_restore_every, min=0,
+                 help="Seconds after which the newest restore point of a job is tested again, where the job says "
+                 "nothing: its VMs are booted on a host where they reach nobody. 0: never, only where a job or "
+                 "somebody asks for it."),
+    cfg.IntOpt("test_restore_timeout", default=_DEFAULTS.test_restore_timeout, min=10, max=86400,
+               help="Seconds that each of these VMs has to come up, where nobody says."),
+    cfg.IntOpt("max_test_restores", default=_DEFAULTS.max_test_restores, min=0,
+               help="Test restores at once, of all projects. How many VMs a host boots at once, its agent says. 0: "
+               "none are begun."),
     cfg.FloatOpt("forget_services", default=_DEFAULTS.forget_services, min=86400,
                  help="Seconds after which a process that is silent is forgotten."),
     cfg.StrOpt("metrics_address", default=_DEFAULTS.metrics_address,

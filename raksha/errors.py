@@ -462,6 +462,12 @@ class NoSpaceForRestore(Refused):
     hint = "Free space, or choose another place. Nothing was written."
 
 
+class NoMemoryForTest(Refused):
+    code = "no_memory_for_test"
+    message = "This host has {free} bytes of memory to spare; to boot the VM for a test takes {wanted}."
+    hint = "Nothing was started. `[agent] test_restore_memory` bounds what such a VM gets."
+
+
 class TargetFailed(RakshaError):
     code = "target_failed"
     message = "{target} could not be written: {detail}."

@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-VERSION = "1.0"
+VERSION = "1.1"
 
 
 class Event(StrEnum):
@@ -38,6 +38,10 @@ class Event(StrEnum):
     RUN_DEGRADE = "raksha.backupjobrun.degrade"
     #: that is whole again
     RUN_HEAL = "raksha.backupjobrun.heal"
+    #: all of its VMs came up in a test
+    RUN_PROVEN = "raksha.backupjobrun.proven"
+    #: one of them did not
+    RUN_UNPROVEN = "raksha.backupjobrun.unproven"
     RUN_ERROR = "raksha.backupjobrun.error"
     RUN_CANCEL = "raksha.backupjobrun.cancel"
     #: a person must look at a host before it can go on
@@ -61,6 +65,7 @@ _ERRORS = frozenset(
     {
         Event.JOB_SUSPEND,
         Event.RUN_DEGRADE,
+        Event.RUN_UNPROVEN,
         Event.RUN_ERROR,
         Event.RUN_ATTENTION,
         Event.RESTORE_ERROR,
@@ -110,6 +115,8 @@ class RunVm(Struct, frozen=True):
     id: str
     state: str
     consistency: str | None
+    #: why it did not come up in its last test; null: it did, or there was none
+    unproven: Reason | None = None
 
 
 class RunPayload(Struct, frozen=True, kw_only=True):
@@ -142,6 +149,8 @@ class RunPayload(Struct, frozen=True, kw_only=True):
     started_at: datetime | None
     taken_at: datetime | None
     finished_at: datetime | None
+    #: since when each of its VMs is known to come up
+    proven_restorable_at: datetime | None = None
 
 
 class RestorePayload(Struct, frozen=True, kw_only=True):

@@ -183,6 +183,8 @@ class TaskKind(StrEnum):
     #: after the run is durable: chain maintenance on the host
     FINISH = "finish"
     VERIFY = "verify"
+    #: of a verification: boot a VM of a restore point where nobody sees it
+    BOOT = "boot"
     #: give a VM back
     RELEASE = "release"
     #: a scheduler's own: one map in the place of a chain of them
@@ -211,6 +213,25 @@ class VerificationState(StrEnum):
     DONE = "done"
     CANCELLED = "cancelled"
     ERROR = "error"
+
+
+class BootOutcome(StrEnum):
+    """What came of booting a VM of a restore point."""
+
+    #: it said itself that it is up
+    PROVEN = "proven"
+    #: it ran for as long as it was given, and has nothing by which it could have said so
+    UNKNOWN = "unknown"
+    #: it did not start, ended, or did not say what it should have
+    FAILED = "failed"
+
+
+class ProvenBy(StrEnum):
+    """How a VM said that it is up."""
+
+    GUEST_AGENT = "guest_agent"
+    #: a text on its serial console
+    MARKER = "marker"
 
 
 class ServiceKind(StrEnum):

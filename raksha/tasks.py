@@ -31,7 +31,18 @@ from msgspec import Struct
 
 from raksha.errors import BusUnavailable, CommitUnknown, DatabaseBusy, DatabaseUnavailable
 from raksha.rpc import Nothing, Verb
-from raksha.states import BarrierState, MemberState, Quiesce, Reason, ServiceState, Source, TaskKind, TaskState
+from raksha.states import (
+    BarrierState,
+    BootOutcome,
+    MemberState,
+    ProvenBy,
+    Quiesce,
+    Reason,
+    ServiceState,
+    Source,
+    TaskKind,
+    TaskState,
+)
 from raksha.types import ResourceKey
 from raksha.vault.metadata import BackupMetadata, VMMetadata, VmSummary
 from raksha.vault.recorded import RecordedCopy
@@ -225,13 +236,31 @@ class VerifyOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     bandwidth_limit: int | None = None
 
 
+class BootOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="boot"):
+    """Boot a VM of a restore point where it reaches nobody, and see whether it comes up."""
+
+    verification: str
+    backupjob: str
+    backupjobrun: str
+    vm: str
+    #: as `RestoreOrder` has them
+    recorded: tuple[RecordedCopy, ...] | None = None
+    machine_digest: str | None = None
+    #: text on its serial console that shows that it is up; None: its guest agent answers
+    marker: str | None = None
+    #: seconds that it has for that
+    timeout: int
+    #: its guest agent answered when it was captured: silence is a failure
+    expects_agent: bool = False
+
+
 class ReleaseOrder(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="release"):
     """Give a VM back without a trace of us in its chain."""
 
     vm: str
 
 
-Order = BackupOrder | FinishOrder | RestoreOrder | VerifyOrder | ReleaseOrder
+Order = BackupOrder | FinishOrder | RestoreOrder | VerifyOrder | BootOrder | ReleaseOrder
 
 
 class Claim(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -355,7 +384,18 @@ class Verified(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     healed: tuple[str, ...] = ()
 
 
-Result = Stored | Finished | Restored | Verified
+class Booted(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="booted"):
+    """Of a VM that was booted to see whether it comes up."""
+
+    outcome: BootOutcome
+    proven_by: ProvenBy | None = None
+    #: why it is not proven: code and message
+    reason: dict[str, str] | None = None
+    #: from its start to the end of looking
+    seconds: float | None = None
+
+
+Result = Stored | Finished | Restored | Verified | Booted
 
 
 class Finish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ import logging
 import sqlite3
 
 from raksha.agent.backup_task import BackupTask
+from raksha.agent.boot_task import BootTask
 from raksha.agent.finish_task import FinishTask, ReleaseTask
 from raksha.agent.host import Host
 from raksha.agent.restore_task import RestoreTask
@@ -23,7 +24,7 @@ from raksha.agent.verify_task import VerifyTask
 from raksha.agent.work import End, Work
 from raksha.errors import EpochStale, HostFailed, Interrupted, NeedsAttention, RakshaError
 from raksha.states import TaskKind, TaskState
-from raksha.tasks import BackupOrder, Finish, FinishOrder, ReleaseOrder, RestoreOrder, Result
+from raksha.tasks import BackupOrder, BootOrder, Finish, FinishOrder, ReleaseOrder, RestoreOrder, Result
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def kind_of(work: Work) -> TaskKind:
         return TaskKind.FINISH
     if isinstance(order, RestoreOrder):
         return TaskKind.RESTORE
+    if isinstance(order, BootOrder):
+        return TaskKind.BOOT
     return TaskKind.RELEASE if isinstance(order, ReleaseOrder) else TaskKind.VERIFY
 
 
@@ -72,6 +75,8 @@ def _do(host: Host, work: Work) -> Result:
         return BackupTask(host, work, order)()
     if isinstance(order, RestoreOrder):
         return RestoreTask(host, work, order)()
+    if isinstance(order, BootOrder):
+        return BootTask(host, work, order)()
     return VerifyTask(host, work, order)()
 
 

@@ -18,7 +18,7 @@ from raksha.agent.outbox import Outbox
 from raksha.agent.work import End, Work
 from raksha.errors import BadName
 from raksha.states import TaskState
-from raksha.tasks import HAND_BACK, BackupOrder, Claimed, FinishOrder, HandBack, Held, RestoreOrder
+from raksha.tasks import HAND_BACK, BackupOrder, BootOrder, Claimed, FinishOrder, HandBack, Held, RestoreOrder
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ class Crew:
     def heavy(self) -> int:
         """Tasks that count against the capacity."""
         return sum(work.heavy for work in self.working())
+
+    def boots(self) -> int:
+        """VMs that are booted to see whether they come up."""
+        return sum(isinstance(work.order, BootOrder) for work in self.working())
 
     def take(self, claimed: Claimed, asked_at: float) -> None:
         """Begin a claimed task, or go on with it."""
@@ -92,7 +96,7 @@ class Crew:
 
     def _carry(self, work: Work, before: threading.Thread | None) -> None:
         order = work.order
-        run = order.backupjobrun if isinstance(order, BackupOrder | FinishOrder | RestoreOrder) else None
+        run = order.backupjobrun if isinstance(order, BackupOrder | FinishOrder | RestoreOrder | BootOrder) else None
         kind = kind_of(work)
         with logs.about(work.task_id, run, work.claimed.request_id):
             if before is not None:

@@ -20,7 +20,7 @@ from raksha.errors import VaultForeign
 from raksha.journal import Journal
 from raksha.restore.context import Context
 from raksha.rpc import Caller
-from raksha.tasks import BackupOrder, RestoreOrder, VerifyOrder
+from raksha.tasks import BackupOrder, BootOrder, RestoreOrder, VerifyOrder
 from raksha.vault.address import open_store
 from raksha.vault.catalog import Catalog
 from raksha.vault.recorded import Record
@@ -68,6 +68,10 @@ class Host(Struct, frozen=True):
     def restore_dirs(self) -> tuple[Path, ...]:
         return self.agent.restore_dirs or (self.settings.state_dir / "restores",)
 
+    def boot_dir(self) -> Path:
+        """Where VMs that are booted for a test have their disks."""
+        return self.agent.test_restore_dir or (self.settings.state_dir / "boots")
+
     def _spool(self) -> Path:
         spool = self.settings.state_dir / "spool"
         spool.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,7 +81,7 @@ class Host(Struct, frozen=True):
 def _known(work: Work) -> Record:
     """What the order tells of the copies in the vault."""
     order = work.order
-    if isinstance(order, RestoreOrder):
+    if isinstance(order, RestoreOrder | BootOrder):
         return Record(order.recorded or (), machine=order.machine_digest, only=order.recorded is not None)
     if isinstance(order, VerifyOrder):
         return Record(order.recorded or (), only=order.recorded is not None)

@@ -41,6 +41,7 @@ from raksha.tasks import (
     RENEW,
     REPORT,
     BackupOrder,
+    BootOrder,
     Claim,
     Finish,
     Heartbeat,
@@ -56,6 +57,8 @@ _log = logging.getLogger(__name__)
 #: that make room, and are taken however busy the host is
 LIGHT = (TaskKind.FINISH, TaskKind.RELEASE)
 HEAVY = (TaskKind.BACKUP, TaskKind.RESTORE, TaskKind.VERIFY)
+#: the last to get room, and a bound of their own
+BOOT = (TaskKind.BOOT,)
 #: of light tasks at once
 _LIGHT_AT_ONCE = 16
 #: seconds between two rounds: while nothing is under way, while something is, and after one without an answer
@@ -63,7 +66,7 @@ _IDLE, _BUSY, _AWAY = 5.0, 0.5, 1.0
 #: seconds after which VMs are told again although they have not changed
 _TELL_AGAIN = 60.0
 #: what can be ended because somebody wants it no more
-_CANCELLABLE = (BackupOrder, RestoreOrder, VerifyOrder)
+_CANCELLABLE = (BackupOrder, RestoreOrder, VerifyOrder, BootOrder)
 
 
 class Keeper:
@@ -269,14 +272,18 @@ class Keeper:
         if self._registered is None or self.replaced or not (self._hinted or now >= self._claim_at):
             return
         self._hinted, self._claim_at = False, now + self._host.agent.poll_interval
-        room = 0 if self.draining else self._host.agent.capacity - self._crew.heavy()
         doubted, ours = set(self._doubted), set[str]()
-        # both kinds in one question would let one take the room of the other
-        for kinds, limit in ((LIGHT, _LIGHT_AT_ONCE), (HEAVY, max(0, room))):
-            ours |= self._claim_some(kinds, limit)
+        # all kinds in one question would let one take the room of the other
+        ours |= self._claim_some(LIGHT, _LIGHT_AT_ONCE)
+        ours |= self._claim_some(HEAVY, self._room())
+        if boots := self._host.agent.test_restores:
+            ours |= self._claim_some(BOOT, max(0, min(self._room(), boots - self._crew.boots())))
         if self._registered is not None:
             self._give_up(doubted - ours)
             self._doubted -= doubted
+
+    def _room(self) -> int:
+        return 0 if self.draining else max(0, self._host.agent.capacity - self._crew.heavy())
 
     def _give_up(self, task_ids: Collection[str]) -> None:
         for task_id in sorted(task_ids):

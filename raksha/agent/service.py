@@ -4,6 +4,7 @@
 
     recovery     thread, once        what an earlier process left behind
     sweep        thread, once        volumes that it left mounted
+    boots        thread, once        VMs that it had started for a test, with their disks
     sight        thread              looks at all VMs
     keeper       thread              talks to the schedulers; `keeper.py` has its rounds
     task-…       a thread each       does the work
@@ -19,9 +20,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 
-from raksha.agent import storage_host
+from raksha.agent import boot_scratch, storage_host
 from raksha.agent.captures import OpenCaptures
 from raksha.agent.crew import Crew
 from raksha.agent.host import Host
@@ -57,6 +60,7 @@ class Agent:
         with closing(Connection(settings.libvirt_uri)) as connection:
             capabilities = {"engines": _ENGINES, "targets": _TARGETS, "libvirt": connection.version()}
         capabilities["storage"] = storage_host.able()
+        capabilities["boot"] = agent.test_restores > 0
         self._agent = agent
         self._bus = bus
         self._journal = Journal(settings.state_dir)
@@ -93,9 +97,10 @@ class Agent:
             if self._agent.metrics_port:
                 address, port = self._agent.metrics_address, self._agent.metrics_port
                 stack.callback(self._host.metrics.serve(address, port))
-            helpers = {
+            helpers: dict[str, Callable[[], None]] = {
                 "recovery": self._recovery.run,
                 "sweep": storage_host.sweep,
+                "boots": partial(boot_scratch.sweep, self._host.settings.libvirt_uri, self._host.boot_dir()),
                 "sight": self._sight.run,
                 "listener": self._listen,
             }

@@ -18,10 +18,10 @@ from raksha.agent.progress import TaskProgress
 from raksha.errors import Interrupted
 from raksha.tasks import (
     BackupOrder,
+    BootOrder,
     Claimed,
     CloudAccess,
-    FinishOrder,
-    ReleaseOrder,
+    Order,
     Renewed,
     Report,
     RestoreOrder,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 #: kinds that count against the capacity of a host; the others make room
-HEAVY = (BackupOrder, RestoreOrder, VerifyOrder)
+HEAVY = (BackupOrder, RestoreOrder, VerifyOrder, BootOrder)
 #: seconds between two looks at a lease that is over
 _POLL = 0.1
 
@@ -79,7 +79,7 @@ class Work:
         return self.claimed.task_id
 
     @property
-    def order(self) -> BackupOrder | FinishOrder | RestoreOrder | VerifyOrder | ReleaseOrder:
+    def order(self) -> Order:
         return self.claimed.order
 
     @property

@@ -37,6 +37,12 @@ _PLAIN = ("name", "description", "quiesce", "engine", "consistency_group", "on_v
 _RENAMED = {"retry": "retry_policy", "metadata": "hints"}
 
 
+#: seconds between two test restores of a job, and that a VM has to come up
+LEAST_TEST = 60
+LEAST_TIMEOUT = 10
+MOST_TIMEOUT = 86400
+
+
 def identifier(**more: Any) -> Text:
     """An id in a body."""
     return Text(most=36, pattern=IdConverter.regex, **more)
@@ -112,6 +118,25 @@ class PlacementBody(Body):
     zones = Items(Text(least=1, most=255), most=100)
 
 
+class RestoreTestBody(Body):
+    """Whether restore points of the job come up when they are booted. What it does not say, the operator does."""
+
+    every = Whole(
+        most=366 * 86400, metadata={"description": "Seconds between two, of the newest restore point; 0: never"}
+    )
+    marker = Text(
+        least=1, most=255,
+        metadata={"description": "On its serial console, by which a VM says that it is up; default: its guest agent "
+                  "answers"},
+    )  # fmt: skip
+    timeout = Whole(least=LEAST_TIMEOUT, most=MOST_TIMEOUT, metadata={"description": "Seconds that each VM has"})
+
+    @validates_schema
+    def check_every(self, data: Mapping[str, Any], **_: Any) -> None:
+        if 0 < data.get("every", 0) < LEAST_TEST:
+            raise marshmallow.ValidationError(f"0, or not less than {LEAST_TEST}.", "every")
+
+
 class JobFields(Body):
     """All of them."""
 
@@ -133,6 +158,9 @@ class JobFields(Body):
         least=LEAST_BANDWIDTH, allow_none=True, metadata={"description": "Bytes per second of each VM"}
     )
     placement = fields.Nested(PlacementBody, allow_none=True)
+    test_restore = fields.Nested(
+        RestoreTestBody, allow_none=True, metadata={"description": "null: as the operator says"}
+    )
     metadata = Words(most=32, metadata={"description": "Carried to the objects in the vault"})
     vault_service_id = identifier(allow_none=True, metadata={"description": "Of `vaults`; null: the default one"})
 
@@ -182,6 +210,9 @@ def columns(body: Mapping[str, Any], job_id: str, now: int, least_seconds: int) 
         if wanted is not None:
             check_schedule(wanted, now, least_seconds)
         values |= schedules.columns(wanted, job_id, now)
+    if "test_restore" in body:
+        wanted_test = body["test_restore"] or {}
+        values |= {f"test_{name}": wanted_test.get(name) for name in ("every", "marker", "timeout")}
     if "retention" in body:
         values["retention"] = points.document(retention(body["retention"]))
     return values

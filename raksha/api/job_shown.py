@@ -62,6 +62,14 @@ class RetryShown(Schema):
     delay = fields.Integer()
 
 
+class RestoreTestShown(Schema):
+    """null: as the operator says."""
+
+    every = fields.Integer(required=True, allow_none=True)
+    marker = fields.String(required=True, allow_none=True)
+    timeout = fields.Integer(required=True, allow_none=True)
+
+
 class PlacementShown(Schema):
     hosts = fields.List(fields.String())
     zones = fields.List(fields.String())
@@ -100,13 +108,22 @@ class JobShown(Schema):
     max_parallel_disks = fields.Integer(required=True, allow_none=True)
     bandwidth_limit = fields.Integer(required=True, allow_none=True)
     placement = fields.Nested(PlacementShown, required=True, allow_none=True)
+    test_restore = fields.Nested(RestoreTestShown, required=True, allow_none=True)
+    proven_restorable_at = Instant(
+        required=True, allow_none=True,
+        metadata={"description": "When all VMs of a restore point last came up in a test"},
+    )  # fmt: skip
+    proven_run_id = fields.String(
+        required=True, allow_none=True, metadata={"description": "Which restore point that was; it may be gone"}
+    )
     metadata = fields.Dict(keys=fields.String(), values=fields.String(), required=True)
     vault_service_id = fields.String(required=True, allow_none=True)
 
 
 _SAME = ("id", "project_id", "user_id", "name", "description", "state", "created_at", "updated_at", "missed_runs",
          "last_missed_at", "quiesce", "engine", "consistency_group", "on_vm_failure", "retention",
-         "max_parallel_disks", "bandwidth_limit", "placement", "vm_selector", "vault_service_id")  # fmt: skip
+         "max_parallel_disks", "bandwidth_limit", "placement", "vm_selector", "vault_service_id",
+         "proven_restorable_at", "proven_run_id")  # fmt: skip
 
 
 def shown(job: BackupJob, members: Sequence[BackupJobVm]) -> dict[str, Any]:
@@ -123,8 +140,14 @@ def shown(job: BackupJob, members: Sequence[BackupJobVm]) -> dict[str, Any]:
         "last_missed_reason": said(job.last_missed_reason),
         "full_owed_since": job.next_full_at,
         "retry": job.retry_policy,
+        "test_restore": _test_restore(job),
         "metadata": job.hints or {},
     }
+
+
+def _test_restore(job: BackupJob) -> dict[str, Any] | None:
+    found = {"every": job.test_every, "marker": job.test_marker, "timeout": job.test_timeout}
+    return None if all(value is None for value in found.values()) else found
 
 
 def _vm(vm: BackupJobVm) -> dict[str, Any]:

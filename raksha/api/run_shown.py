@@ -10,7 +10,18 @@ from marshmallow import Schema, fields, validate
 from raksha.api.answers import Instant, Said, said
 from raksha.db.models import BackupJobRun, BackupJobRunVm, BackupJobRunVmResource, VmResourceBackup
 from raksha.db.runs import Detail
-from raksha.states import BackupKind, BackupState, Consistency, ReadMode, Reason, RunState, RunVmState, Source, Trigger
+from raksha.states import (
+    BackupKind,
+    BackupState,
+    Consistency,
+    ProvenBy,
+    ReadMode,
+    Reason,
+    RunState,
+    RunVmState,
+    Source,
+    Trigger,
+)
 
 
 def _word(words: Any, *, none: bool = True) -> fields.String:
@@ -64,6 +75,9 @@ class RunShown(Schema):
     finished_at = Instant(required=True, allow_none=True)
     verified_at = Instant(
         required=True, allow_none=True, metadata={"description": "When all its data was last read, and found right"}
+    )
+    proven_restorable_at = Instant(
+        required=True, allow_none=True, metadata={"description": "Since when each of its VMs is known to come up"}
     )
     cancel_requested_at = Instant(required=True, allow_none=True)
     consistency = _word(Consistency)
@@ -141,6 +155,14 @@ class RunVmShown(Schema):
     frozen_seconds = _seconds("For how long its file systems stood still")
     error = fields.Nested(Said, required=True, allow_none=True)
     warnings = _texts()
+    proven_restorable_at = Instant(
+        required=True, allow_none=True, metadata={"description": "When it last came up in a test"}
+    )
+    proven_by = _word(ProvenBy)
+    unproven_at = Instant(
+        required=True, allow_none=True, metadata={"description": "When it last did not; null: it has since, or never"}
+    )
+    unproven_reason = fields.Nested(Said, required=True, allow_none=True)
     server = fields.Dict(
         required=True, allow_none=True,
         metadata={"description": "What its cloud said of it: flavor, ports, volumes, …; null: no cloud was asked"},
@@ -157,10 +179,10 @@ class RunDetail(RunShown):
 
 _RUN = ("id", "backupjob_id", "project_id", "user_id", "description", "protected", "state", "kind", "trigger",
         "scheduled_at", "retry_of", "attempt", "created_at", "started_at", "taken_at", "finished_at",
-        "verified_at", "cancel_requested_at", "consistency", "group_consistent", "skew_seconds", "skew_error_seconds",
-        "frozen_seconds", "bytes_stored", "request_id")  # fmt: skip
+        "verified_at", "proven_restorable_at", "cancel_requested_at", "consistency", "group_consistent",
+        "skew_seconds", "skew_error_seconds", "frozen_seconds", "bytes_stored", "request_id")  # fmt: skip
 _VM = ("vm_id", "source", "name", "host", "state", "excluded_disks", "engine", "power", "consistency", "taken_at",
-       "frozen_seconds", "server")  # fmt: skip
+       "frozen_seconds", "proven_restorable_at", "proven_by", "unproven_at", "server")  # fmt: skip
 _RESOURCE = ("id", "resource", "source", "size", "kind", "mode", "reason")
 _BACKUP = ("id", "kind", "vm_resource_backup_backing_id", "top", "vault_service_id", "bytes_stored", "image_size",
            "taken_at", "verified_at")  # fmt: skip
@@ -196,6 +218,7 @@ def _vm(detail: Detail, vm: BackupJobRunVm) -> dict[str, Any]:
     return {
         **{name: getattr(vm, name) for name in _VM},
         "error": said(vm.error),
+        "unproven_reason": said(vm.unproven_reason),
         "warnings": [str(warning) for warning in vm.warnings],
         "temporary": [_temporary(each) for each in detail.temporary.get(vm.vm_id, ())],
         "resources": [_resource(disk, detail.backups.get(disk.id)) for disk in detail.resources[vm.id]],

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import flask
-from marshmallow import Schema, fields, validate
+from marshmallow import Schema, ValidationError, fields, validate, validates_schema
 from sqlalchemy.orm import Session
 
 from raksha.api import idempotency, links, request_id
 from raksha.api.answers import Instant, Said, page_of, said
-from raksha.api.bodies import Body, Flag, Text, Whole
+from raksha.api.bodies import Body, Flag, Items, Text, Whole
+from raksha.api.job_body import LEAST_TIMEOUT, MOST_TIMEOUT, identifier
 from raksha.api.nouns import IdConverter, Noun, answer
 from raksha.api.pagination import Choice, When, collection, page_query, wanted
 from raksha.api.policy import Allow
 from raksha.api.services import identity, services, settings
 from raksha.db import jobs, runs, verifications
 from raksha.db.models import Verification
-from raksha.errors import StateConflict
-from raksha.states import Trigger, VerificationState
+from raksha.errors import RequestInvalid, StateConflict
+from raksha.states import BootOutcome, ProvenBy, Trigger, VerificationState
 
 NOUN = Noun(
     "verifications", "/v1/<project:tenant_id>/verifications", "Whether restore points still hold what was stored."
@@ -26,7 +28,25 @@ NOUN = Noun(
 
 
 class VerificationAsked(Body):
-    """Without a body: all data is read."""
+    """Without a body: all data is read. With `boot`: a test restore."""
+
+    boot = Flag(
+        load_default=False,
+        metadata={
+            "description": "Boot the VMs of the restore point (of a job: of its newest) where they reach nobody, and "
+            "see whether they come up"
+        },
+    )
+    vms = Items(identifier(), most=1000, metadata={"description": "With boot: which of them; default: all"})
+    marker = Text(
+        least=1, most=255,
+        metadata={"description": "With boot: text on its serial console by which a VM says that it is up; default: "
+                  "its guest agent answers"},
+    )  # fmt: skip
+    timeout = Whole(
+        least=LEAST_TIMEOUT, most=MOST_TIMEOUT,
+        metadata={"description": "With boot: seconds that each VM has; default: the operator's"},
+    )  # fmt: skip
 
     data = Flag(
         load_default=True,
@@ -35,6 +55,13 @@ class VerificationAsked(Body):
     percent = Whole(
         least=1, most=100, load_default=100, metadata={"description": "How much of the data is read; which is chance"}
     )
+
+    @validates_schema(pass_original=True)
+    def check_boot(self, data: Mapping[str, Any], given: Any, **_: Any) -> None:
+        others = ("data", "percent") if data.get("boot") else ("vms", "marker", "timeout")
+        for name in others:
+            if isinstance(given, Mapping) and name in given:
+                raise ValidationError("It goes without boot." if data.get("boot") else "It goes with boot.", name)
 
 
 class CopyShown(Schema):
@@ -57,6 +84,25 @@ class FindingShown(Schema):
     )
 
 
+class BootReason(Schema):
+    code = fields.String(required=True)
+    message = fields.String(required=True)
+
+
+class BootShown(Schema):
+    """A VM of a test restore."""
+
+    id = fields.String(required=True)
+    name = fields.String(required=True, allow_none=True)
+    outcome = fields.String(
+        required=True, allow_none=True, validate=validate.OneOf([*BootOutcome, None]),
+        metadata={"description": "unknown: it ran, and nothing could tell whether it is up; null: not known yet"},
+    )  # fmt: skip
+    proven_by = fields.String(required=True, allow_none=True, validate=validate.OneOf([*ProvenBy, None]))
+    reason = fields.Nested(BootReason, required=True, allow_none=True, metadata={"description": "Why it is not proven"})
+    seconds = fields.Float(required=True, allow_none=True, metadata={"description": "From its start to the outcome"})
+
+
 class VerificationProgress(Schema):
     bytes_total = fields.Integer(required=True)
     bytes_done = fields.Integer(required=True)
@@ -74,6 +120,10 @@ class VerificationShown(Schema):
         required=True, allow_none=True, metadata={"description": "null: all restore points of the job"}
     )
     state = fields.String(required=True, validate=validate.OneOf(list(VerificationState)))
+    boot = fields.Boolean(required=True, metadata={"description": "A test restore"})
+    vms = fields.List(fields.Nested(BootShown), required=True, metadata={"description": "Of a test restore"})
+    marker = fields.String(required=True, allow_none=True)
+    timeout = fields.Integer(required=True, allow_none=True)
     data = fields.Boolean(required=True)
     percent = fields.Integer(required=True, metadata={"description": "Of the data"})
     trigger = fields.String(required=True, validate=validate.OneOf([Trigger.SCHEDULE, Trigger.REQUEST]))
@@ -93,9 +143,13 @@ class VerificationShown(Schema):
     request_id = fields.String(required=True, allow_none=True)
 
 
-_SAME = ("id", "project_id", "user_id", "backupjob_id", "backupjobrun_id", "state", "data", "percent", "trigger",
-         "copies", "findings", "healed", "created_at", "started_at", "finished_at", "cancel_requested_at",
-         "request_id")  # fmt: skip
+_SAME = ("id", "project_id", "user_id", "backupjob_id", "backupjobrun_id", "state", "boot", "marker", "timeout", "data",
+         "percent", "trigger", "copies", "findings", "healed", "created_at", "started_at", "finished_at",
+         "cancel_requested_at", "request_id")  # fmt: skip
+
+
+#: of a VM that was asked for, and is not booted yet
+_UNTRIED = {"name": None, "outcome": None, "proven_by": None, "reason": None, "seconds": None}
 
 
 def shown(row: Verification) -> dict[str, Any]:
@@ -104,6 +158,7 @@ def shown(row: Verification) -> dict[str, Any]:
     return {
         **{name: getattr(row, name) for name in _SAME},
         "error": said(row.error),
+        "vms": [{**_UNTRIED, **vm} for vm in row.vms],
         "progress": {
             "bytes_total": total,
             "bytes_done": done,
@@ -112,20 +167,44 @@ def shown(row: Verification) -> dict[str, Any]:
     }
 
 
+def _how(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns."""
+    if not body["boot"]:
+        return {"data": body["data"], "percent": body["percent"]}
+    asked = {name: body[name] for name in ("marker", "timeout") if name in body}
+    return {"boot": True, "data": False, "percent": 0, "vms": [{"id": id} for id in body.get("vms", ())], **asked}
+
+
+def _check_vms(session: Session, run_id: str | None, how: Mapping[str, Any]) -> None:
+    """Raises `RequestInvalid`."""
+    asked = [vm["id"] for vm in how.get("vms", ())]
+    there = {vm.vm_id for vm in runs.detail(session, runs.get(session, None, run_id)).vms} if asked and run_id else ()
+    for number, id in enumerate(asked):
+        if id not in there:
+            raise RequestInvalid(problems=[(f"vms.{number}", f"The restore point has no VM {id}.")])
+
+
 def begin(tenant_id: str, backupjob_id: str, backupjobrun_id: str | None, body: dict[str, Any]) -> flask.Response:
-    """A verification, queued. Raises `RowNotFound`, `StateConflict`."""
+    """A verification, queued. Raises `RowNotFound`, `StateConflict`, `RequestInvalid`."""
 
     def do(session: Session) -> flask.Response:
         job = jobs.get(session, tenant_id, backupjob_id)
-        if backupjobrun_id is not None:
-            run = runs.get(session, tenant_id, backupjobrun_id, job_id=backupjob_id)
+        run_id, how = backupjobrun_id, _how(body)
+        if run_id is not None:
+            run = runs.get(session, tenant_id, run_id, job_id=backupjob_id)
             if run.state not in runs.POINTS:
                 points = ", ".join(runs.POINTS)
                 raise StateConflict(noun=runs.NOUN, id=run.id, found=run.state, wanted=points, to="verified")
+        elif body["boot"]:
+            newest = verifications.newest_whole(session, job.id)
+            if newest is None:
+                raise StateConflict(noun=jobs.NOUN, id=job.id, found="without restore point", wanted="one", to="tested")
+            run_id, how = newest.id, {"marker": job.test_marker, "timeout": job.test_timeout, **how}
+        _check_vms(session, run_id, how)
         ids = request_id.current()
         made = verifications.create(
-            session, job, backupjobrun_id, trigger=Trigger.REQUEST, user_id=identity().user_id,
-            request_id=ids.local if ids else None, **body,
+            session, job, run_id, trigger=Trigger.REQUEST, user_id=identity().user_id,
+            request_id=ids.local if ids else None, **how,
         )  # fmt: skip
         session.refresh(made)
         location = links.address(tenant_id, "verifications", made.id)

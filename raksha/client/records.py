@@ -86,6 +86,14 @@ class Placement(Record, frozen=True):
     zones: tuple[str, ...] = ()
 
 
+class RestoreTest(Record, frozen=True):
+    """None: as the operator says. `every`: 0: never."""
+
+    every: int | None = None
+    marker: str | None = None
+    timeout: int | None = None
+
+
 class Job(Record, frozen=True):
     id: str
     name: str
@@ -115,6 +123,9 @@ class Job(Record, frozen=True):
     max_parallel_disks: int | None = None
     bandwidth_limit: int | None = None
     placement: Placement | None = None
+    test_restore: RestoreTest | None = None
+    proven_restorable_at: datetime | None = None
+    proven_run_id: str | None = None
     metadata: dict[str, str] = {}
     vault_service_id: str | None = None
     etag: str | None = None
@@ -170,6 +181,10 @@ class VmOfRun(Record, frozen=True):
     frozen_seconds: float | None = None
     error: Said | None = None
     warnings: tuple[str, ...] = ()
+    proven_restorable_at: datetime | None = None
+    proven_by: str | None = None
+    unproven_at: datetime | None = None
+    unproven_reason: Said | None = None
     server: dict[str, Any] | None = None
     temporary: tuple[dict[str, Any], ...] = ()
     resources: tuple[DiskOfRun, ...] = ()
@@ -198,6 +213,7 @@ class Run(Record, frozen=True):
     taken_at: datetime | None = None
     finished_at: datetime | None = None
     verified_at: datetime | None = None
+    proven_restorable_at: datetime | None = None
     cancel_requested_at: datetime | None = None
     consistency: str | None = None
     group_consistent: bool | None = None
@@ -283,8 +299,30 @@ class Finding(Record, frozen=True):
         return [self.detail, *(f"  run {hit.backupjobrun}: VM {hit.vm}, disk {hit.resource}" for hit in self.hits)]
 
 
+class BootReason(Record, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class VmBooted(Record, frozen=True):
+    """A VM of a test restore. `outcome`: `proven`, `failed`, `unknown`; None: not known yet."""
+
+    id: str
+    name: str | None = None
+    outcome: str | None = None
+    proven_by: str | None = None
+    reason: BootReason | None = None
+    seconds: float | None = None
+
+    def line(self) -> str:
+        by = f" by {self.proven_by}" if self.proven_by else ""
+        why = f": {self.reason.message}" if self.reason else ""
+        after = f" after {self.seconds:.0f} s" if self.seconds is not None else ""
+        return f"{self.name or self.id}: {self.outcome or 'not known yet'}{by}{after}{why}"
+
+
 class Verification(Record, frozen=True):
-    """`backupjobrun_id`: None: of all restore points of the job."""
+    """`backupjobrun_id`: None: of all restore points of the job. `boot`: a test restore."""
 
     id: str
     state: str
@@ -292,6 +330,10 @@ class Verification(Record, frozen=True):
     backupjobrun_id: str | None = None
     project_id: str = ""
     user_id: str | None = None
+    boot: bool = False
+    vms: tuple[VmBooted, ...] = ()
+    marker: str | None = None
+    timeout: int | None = None
     data: bool = True
     percent: int = 100
     trigger: str = ""
@@ -309,6 +351,11 @@ class Verification(Record, frozen=True):
     @property
     def ended(self) -> bool:
         return self.state not in ("queued", "running")
+
+    @property
+    def unproven(self) -> tuple[VmBooted, ...]:
+        """VMs of a test restore of which it is known that they are not proven."""
+        return tuple(vm for vm in self.vms if vm.outcome not in (None, "proven"))
 
 
 class DiskPlanned(Record, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from raksha.client import naming, waiting
@@ -44,6 +44,15 @@ class Verifications:
         run = "" if run_id is None else f"/backupjobruns/{quoted(run_id)}"
         path, body = f"/backupjobs/{quoted(job_id)}{run}/verify", {"data": data, "percent": percent}
         return self._transport.ask(Verification, "POST", path, body=body).value
+
+    def boot(self, job_id: str, run_id: str | None = None, *, vms: Sequence[str] = (), marker: str | None = None,
+             timeout: int | None = None) -> Verification:  # fmt: skip
+        """A test restore: VMs of a restore point (None: the newest of the job) are booted where they reach nobody.
+        `vms`: ids; none: all. Raises `Conflict` while another boots the same."""
+        run = "" if run_id is None else f"/backupjobruns/{quoted(run_id)}"
+        given = {"vms": list(vms) or None, "marker": marker, "timeout": timeout}
+        body = {"boot": True, **{name: value for name, value in given.items() if value is not None}}
+        return self._transport.ask(Verification, "POST", f"/backupjobs/{quoted(job_id)}{run}/verify", body=body).value
 
     def cancel(self, id: str) -> Verification:
         return self._transport.ask(Verification, "POST", f"{_PATH}/{quoted(id)}/cancel").value

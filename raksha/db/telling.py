@@ -96,7 +96,7 @@ def _run(session: Session, row: BackupJobRun) -> notifications.RunPayload:
         attempt=row.attempt,
         retry_of=row.retry_of,
         request_id=row.request_id,
-        vms=[notifications.RunVm(vm.vm_id, vm.state, vm.consistency) for vm in session.scalars(mine)],
+        vms=[_vm(vm) for vm in session.scalars(mine)],
         consistency=row.consistency,
         group_consistent=row.group_consistent,
         bytes_total=row.bytes_total,
@@ -108,7 +108,12 @@ def _run(session: Session, row: BackupJobRun) -> notifications.RunPayload:
         started_at=_or_none(row.started_at),
         taken_at=_or_none(row.taken_at),
         finished_at=_or_none(row.finished_at),
+        proven_restorable_at=_or_none(row.proven_restorable_at),
     )
+
+
+def _vm(row: BackupJobRunVm) -> notifications.RunVm:
+    return notifications.RunVm(row.vm_id, row.state, row.consistency, _reason(row.unproven_reason))
 
 
 def _restore(_session: Session, row: Restore) -> notifications.RestorePayload:

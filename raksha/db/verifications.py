@@ -24,8 +24,11 @@ COLUMNS: Columns = {"id": Verification.id, "state": Verification.state, "created
 
 
 def create(session: Session, job: BackupJob, run_id: str | None, **more: Any) -> Verification:
-    """Of one restore point of a job, or of all. Raises `StateConflict` while another looks at the same."""
-    same = Verification.backupjob_id == job.id, Verification.backupjobrun_id == run_id, Verification.state.in_(GOING)
+    """Of one restore point of a job, or of all. Raises `StateConflict` while another looks at the same in the same
+    way."""
+    boot = more.get("boot", False)
+    mine = Verification.backupjob_id == job.id, Verification.backupjobrun_id == run_id, Verification.boot == boot
+    same = (*mine, Verification.state.in_(GOING))
     other = session.scalars(select(Verification).where(*same).limit(1)).first()
     if other is not None:
         over = ", ".join(state for state in VerificationState if state not in GOING)
@@ -80,6 +83,12 @@ def progress(session: Session, id: str, *, done: int, total: int) -> None:
     rows.reread(session, Verification)
 
 
+def note_vms(session: Session, id: str, vms: list[dict[str, Any]]) -> None:
+    """Of a test restore: which VMs are booted."""
+    rows.changed(session, update(Verification).where(Verification.id == id).values(vms=vms))
+    rows.reread(session, Verification)
+
+
 def end(session: Session, id: str, to: VerificationState, **values: Any) -> None:
     """With its tasks, which have ended and stored nothing. Raises `StateConflict`: somebody else ended it."""
     transition(session, Verification, id, to, finished_at=now(), **values)
@@ -92,12 +101,8 @@ def due(session: Session, seconds: float) -> BackupJob | None:
     """The job whose restore points were longest not looked at, if that is longer than `seconds` ago. Points that are
     damaged come first: what they lack may have been stored again. None in a project where another is under way."""
     old = now() - literal(round(seconds * SECOND))
-    busy = exists().where(Verification.project_id == BackupJob.project_id, Verification.state.in_(GOING))
-    last = (
-        select(func.max(Verification.created_at))
-        .where(Verification.backupjob_id == BackupJob.id, Verification.trigger == Trigger.SCHEDULE)
-        .scalar_subquery()
-    )
+    busy = _busy(boot=False)
+    last = _last_scheduled(boot=False)
     mine = BackupJobRun.backupjob_id == BackupJob.id
     points = exists().where(mine, BackupJobRun.state.in_(runs.POINTS), BackupJobRun.finished_at < old)
     damaged = exists().where(mine, BackupJobRun.state == RunState.DEGRADED)
@@ -108,3 +113,44 @@ def due(session: Session, seconds: float) -> BackupJob | None:
         .order_by(damaged.desc(), looked, BackupJob.id)
     )
     return session.scalars(statement.limit(1)).first()
+
+
+def boots_under_way(session: Session) -> int:
+    """Test restores that have tasks."""
+    tasks = exists().where(Task.verification_id == Verification.id)
+    mine = Verification.boot.is_(True), Verification.state.in_(GOING), tasks
+    return session.execute(select(func.count()).select_from(Verification).where(*mine)).scalar_one()
+
+
+def boot_due(session: Session, seconds: float) -> tuple[BackupJob, BackupJobRun] | None:
+    """The job that longest had no test restore of those for which it is time, and its newest whole restore point.
+    `seconds`: between two, where the job says nothing; 0: never. None in a project where another is under way."""
+    every = func.coalesce(BackupJob.test_every, literal(round(seconds)))
+    last = func.coalesce(_last_scheduled(boot=True), literal(0))
+    points = exists().where(BackupJobRun.backupjob_id == BackupJob.id, BackupJobRun.state == RunState.AVAILABLE)
+    statement = (
+        select(BackupJob)
+        .where(BackupJob.state != JobState.DELETING, every > 0, last < now() - every * SECOND, points)
+        .where(~_busy(boot=True))
+        .order_by(last, BackupJob.id)
+    )
+    job = session.scalars(statement.limit(1)).first()
+    run = None if job is None else newest_whole(session, job.id)
+    return None if job is None or run is None else (job, run)
+
+
+def newest_whole(session: Session, job_id: str) -> BackupJobRun | None:
+    """The newest restore point of a job of which no damage is known."""
+    mine = BackupJobRun.backupjob_id == job_id, BackupJobRun.state == RunState.AVAILABLE
+    return session.scalars(select(BackupJobRun).where(*mine).order_by(BackupJobRun.commit_number.desc())).first()
+
+
+def _busy(*, boot: bool) -> ColumnElement[bool]:
+    same = Verification.project_id == BackupJob.project_id, Verification.boot == boot
+    return exists().where(*same, Verification.state.in_(GOING))
+
+
+def _last_scheduled(*, boot: bool) -> Any:
+    same = Verification.backupjob_id == BackupJob.id, Verification.boot == boot
+    timely = Verification.trigger == Trigger.SCHEDULE
+    return select(func.max(Verification.created_at)).where(*same, timely).scalar_subquery()

@@ -20,7 +20,7 @@ from raksha.errors import ResultInvalid
 from raksha.scheduler import releasing, restoring, temporary, verifying
 from raksha.scheduler.parents import base_key
 from raksha.states import BackupKind, TaskKind, TaskState
-from raksha.tasks import BackupOrder, Finish, Finished, Report, Restored, Stored, Verified
+from raksha.tasks import BackupOrder, Booted, Finish, Finished, Report, Restored, Stored, Verified
 from raksha.types import ResourceKey
 from raksha.vault.metadata import BackupMetadata
 
@@ -30,6 +30,7 @@ _RESULTS: dict[TaskKind, type[msgspec.Struct]] = {
     TaskKind.RELEASE: Finished,
     TaskKind.RESTORE: Restored,
     TaskKind.VERIFY: Verified,
+    TaskKind.BOOT: Booted,
 }
 
 

@@ -1,6 +1,7 @@
 """Verifications begin: those that somebody asked for, and those that it is time for.
 
     asked for       one restore point, or all of a job
+    to be booted    `boot_start`
     by age          all of the job that was looked at longest ago, one job of a project at a time; first of all those
                     with damaged points, since what these lack may have been stored again
 
@@ -25,7 +26,7 @@ from raksha.db import backups, jobs, runs, tasks, verifications
 from raksha.db.models import BackupJobRun, Verification, VmResourceBackup
 from raksha.db.session import Database
 from raksha.errors import RowNotFound, StateConflict
-from raksha.scheduler import verifying
+from raksha.scheduler import boot_start, verifying
 from raksha.scheduler.consolidating import key_of
 from raksha.scheduler.recording import machine_digest, recorded
 from raksha.states import PinHolder, RunState, TaskKind, Trigger, VerificationState
@@ -55,6 +56,7 @@ def start(database: Database, settings: SchedulerSettings) -> Started:
     """One round."""
     if settings.verify_every > 0:
         _add_due(database, settings)
+    boot_start.add_due(database, settings)
     with database.reading() as session:
         found = [(row.id, row.request_id) for row in verifications.going(session, LOOKED_AT)]
     begun, read = 0, []
@@ -88,6 +90,8 @@ def _add_due(database: Database, settings: SchedulerSettings) -> None:
 def _one(session: Session, id: str, settings: SchedulerSettings) -> bool:
     """Whether it got its tasks now."""
     row = verifications.get(session, None, id)
+    if row.boot:
+        return boot_start.one(session, row, settings)
     mine = tasks.of_verification(session, id)
     if row.cancel_requested_at is not None:
         tasks.cancel(session, verification_id=id)

@@ -93,7 +93,8 @@ def _error(session: Session, id: str) -> dict[str, Any]:
 def is_read(session: Session, id: str) -> bool:
     """Whether it is to be judged."""
     states = {task.state for task in tasks.of_verification(session, id)}
-    return verifications.get(session, None, id).state == VerificationState.RUNNING and states == {TaskState.DONE}
+    row = verifications.get(session, None, id)
+    return not row.boot and row.state == VerificationState.RUNNING and states == {TaskState.DONE}
 
 
 def judge(database: Database, id: str, access: Access = ENVIRONMENT) -> None:

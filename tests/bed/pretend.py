@@ -27,6 +27,8 @@ from raksha.tasks import (
     REGISTER,
     REPORT,
     BackupOrder,
+    Booted,
+    BootOrder,
     Claim,
     Claimed,
     DiskProgress,
@@ -51,7 +53,7 @@ from raksha.virt.capture import BaseImage, Machine
 from tests.bed.databases import PROJECT
 from tests.unit.backup.disks import MemoryDisk, restored, whole
 
-KINDS = (TaskKind.BACKUP, TaskKind.FINISH, TaskKind.RESTORE, TaskKind.VERIFY)
+KINDS = (TaskKind.BACKUP, TaskKind.FINISH, TaskKind.RESTORE, TaskKind.VERIFY, TaskKind.BOOT)
 #: contents of disks, by VM and target
 Disks = dict[tuple[str, str], bytes]
 
@@ -98,6 +100,9 @@ class PretendAgent:
         self.finished: list[FinishOrder] = []
         self.orders: list[BackupOrder] = []
         self.verified: list[VerifyOrder] = []
+        self.booted: list[BootOrder] = []
+        #: what comes of booting a VM
+        self.boots: dict[str, Booted] = {}
         self.clock = 1000.0
         able = capabilities or {}
         register = Register(host=host, instance=self.instance, version="1", capacity=capacity, capabilities=able)
@@ -150,6 +155,9 @@ class PretendAgent:
             self.finish(task, Finished(warnings=()))
         elif isinstance(task.order, VerifyOrder):
             self.finish(task, self.verify(task))
+        elif isinstance(task.order, BootOrder):
+            self.booted.append(task.order)
+            self.finish(task, self.boots[task.order.vm])
 
     def verify(self, task: Claimed) -> Verified:
         """As an agent does, without a host."""

@@ -23,6 +23,7 @@ LIBVIRT_READS = {
     "blockInfo", "blockJobInfo", "connect", "backupGetXMLDesc", "checkpointLookupByName", "listAllCheckpoints",
     "getName", "domainEventRegisterAny", "domainEventDeregisterAny", "lookupByUUIDString", "lookupByName",
     "listAllDomains", "close", "setKeepAlive", "ID", "getURI", "getXMLDesc", "diskErrors", "getLibVersion",
+    "getDomainCapabilities", "newStream", "openConsole",
     "setBlockThreshold",  # QEMU tells us once, and forgets it
 }  # fmt: skip
 #: calls that change files, by name: of `os`, `shutil` or a path

@@ -24,7 +24,7 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"`raksha\.(\w+)\.\*`:\n\n```json\n(.
 @pytest.mark.parametrize("noun", RECORDS)
 def test_each_example_is_a_payload_with_all_its_fields(noun: str) -> None:
     kind, shown = RECORDS[noun], json.loads(EXAMPLES[noun])
-    assert shown["version"] == "1.0"
+    assert shown["version"] == "1.1"
     decoded = msgspec.convert(shown, kind)
     # in both directions: nothing too much, nothing too little, times as they are sent; all the way down
     assert json.dumps(msgspec.to_builtins(decoded)) == json.dumps(shown)
@@ -44,6 +44,7 @@ def test_every_event_is_listed_with_its_queue() -> None:
 def test_every_event_comes_from_somewhere() -> None:
     told = set(telling.MOVES.values())
     told |= {Event.JOB_CREATE, Event.JOB_TAKE_OVER, Event.JOB_DELETE, Event.RUN_DELETE, Event.RUN_HEAL}
+    told |= {Event.RUN_PROVEN, Event.RUN_UNPROVEN}
     assert told == set(Event)
 
 

@@ -78,6 +78,12 @@ def add_how(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-parallel-disks", metavar="N", type=int, help="of each VM")
     group.add_argument("--host", metavar="HOST", action="append", help="do what any host can do there; may be repeated")
     group.add_argument("--zone", metavar="ZONE", action="append", help="the same for availability zones")
+    group.add_argument("--test-restore", metavar="LENGTH", dest="test_every",
+                       help="boot the newest restore point so often where it reaches nobody, and see whether it comes "
+                       "up: 7d; never; default: as the operator says")  # fmt: skip
+    group.add_argument("--test-marker", metavar="TEXT",
+                       help="on its serial console, by which a VM says that it is up; default: its agent")  # fmt: skip
+    group.add_argument("--test-timeout", metavar="LENGTH", help="that each VM has to come up, such as 10m")
     group.add_argument("--vault", metavar="VAULT", help="name or id; default: the default one (`vault list`)")
     group.add_argument("--description", metavar="TEXT")
     group.add_argument("--property", metavar="KEY=VALUE", action="append",
@@ -161,6 +167,8 @@ def how(options: argparse.Namespace, names: Names, before: Job | None = None) ->
         retry["delay"] = words.length(options.retry_delay, "--retry-delay")
     if retry:
         body["retry"] = {**known(before.retry if before else None), **retry}
+    if test := _test_restore(options):
+        body["test_restore"] = {**known(before.test_restore if before else None), **test}
     if options.host or options.zone:
         wanted = {"hosts": options.host, "zones": options.zone}
         body["placement"] = {name: value for name, value in wanted.items() if value}
@@ -170,6 +178,19 @@ def how(options: argparse.Namespace, names: Names, before: Job | None = None) ->
     if options.vault is not None:
         body["vault_service_id"] = names.vault(options.vault)
     return body
+
+
+def _test_restore(options: argparse.Namespace) -> dict[str, Any]:
+    """Raises `WrongUse`."""
+    said: dict[str, Any] = {}
+    if options.test_every is not None:
+        never = options.test_every == "never"
+        said["every"] = 0 if never else words.length(options.test_every, "--test-restore")
+    if options.test_marker is not None:
+        said["marker"] = options.test_marker
+    if options.test_timeout is not None:
+        said["timeout"] = words.length(options.test_timeout, "--test-timeout")
+    return said
 
 
 def selector(options: argparse.Namespace) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Iterator
 from typing import Any
 
-from raksha.client import errors
+from raksha.client import errors, words
 from raksha.client.commands import columns
 from raksha.client.commands.base import Action, List, Show, listed
 from raksha.client.commands.job import gone
@@ -114,6 +114,7 @@ class OneRun(Show):
             "taken_at": columns.moment(run.taken_at),
             "finished_at": columns.moment(run.finished_at),
             "verified_at": columns.moment(run.verified_at),
+            "proven_restorable_at": columns.moment(run.proven_restorable_at),
             "percent": run.progress.percent,
             "bytes_read": columns.size(run.progress.bytes_done),
             "bytes_sent": columns.size(run.progress.bytes_sent),
@@ -131,6 +132,11 @@ def _vm(vm: Any) -> list[str]:
         sent = columns.size(disk.progress.bytes_sent).human_readable()
         why = f" ({disk.reason})" if disk.reason else ""
         lines.append(f"  {disk.resource}: {size}, {disk.kind or 'not begun'}{why}, {sent} sent")
+    if vm.proven_restorable_at:
+        lines.append(f"  came up in a test ({vm.proven_by}): {words.human_moment(vm.proven_restorable_at)}")
+    if vm.unproven_at:
+        why = f": {vm.unproven_reason.message}" if vm.unproven_reason else ""
+        lines.append(f"  did not prove to come up {words.human_moment(vm.unproven_at)}{why}")
     return [*lines, *(f"  warning: {warning}" for warning in vm.warnings)]
 
 

@@ -11,6 +11,7 @@ from raksha.states import (
     BackupKind,
     Consistency,
     JobState,
+    ProvenBy,
     Quiesce,
     ReadMode,
     Reason,
@@ -84,6 +85,14 @@ class BackupJob(Base):
     trust_id: Mapped[Name | None]
     #: by which it acted before others took it over; they are to be ended
     former_trusts: Mapped[Document] = mapped_column(default=list)
+    #: seconds between two test restores; None: as the operator says, 0: none
+    test_every: Mapped[int | None]
+    #: text on the console that shows that a VM is up, and seconds that it has; None: its agent answers, the default
+    test_marker: Mapped[str | None] = mapped_column(String(255))
+    test_timeout: Mapped[int | None]
+    #: when all VMs of a restore point of it last came up in a test, and which one that was; it may be gone
+    proven_restorable_at: Mapped[Micros | None]
+    proven_run_id: Mapped[Text36 | None]
     #: when it is looked at what stayed in the cloud of volumes that it names no more; None: there is nothing
     clear_at: Mapped[Micros | None]
 
@@ -154,6 +163,8 @@ class BackupJobRun(Base):
     finished_at: Mapped[Micros | None]
     #: since when it is known that all its bytes are there and right
     verified_at: Mapped[Micros | None]
+    #: since when each of its VMs is known to come up
+    proven_restorable_at: Mapped[Micros | None]
     cancel_requested_at: Mapped[Micros | None]
     error: Mapped[Document | None]
     warnings: Mapped[Document] = mapped_column(default=list)
@@ -212,6 +223,12 @@ class BackupJobRunVm(Base):
     frozen_seconds: Mapped[float | None] = mapped_column(Double)
     error: Mapped[Document | None]
     warnings: Mapped[Document] = mapped_column(default=list)
+    #: when it last came up in a test, and how it said so
+    proven_restorable_at: Mapped[Micros | None]
+    proven_by: Mapped[ProvenBy | None] = mapped_column(Word(ProvenBy))
+    #: when it last did not, and why: code and message. None: it has since
+    unproven_at: Mapped[Micros | None]
+    unproven_reason: Mapped[Document | None]
     #: as its cloud knew it (`raksha.server.Server`)
     server: Mapped[Document | None]
 

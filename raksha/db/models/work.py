@@ -48,7 +48,7 @@ class Restore(Base):
 
 
 class Verification(Base):
-    """A look at whether restore points still hold what was stored: one, or all of a job."""
+    """A look at whether restore points still hold what was stored: one, or all of a job; or whether one boots."""
 
     __tablename__ = "verifications"
 
@@ -64,6 +64,14 @@ class Verification(Base):
     data: Mapped[bool] = mapped_column(Boolean, default=True)
     #: of them, in hundredths
     percent: Mapped[int] = mapped_column(Integer, default=100)
+    #: it is a test restore: VMs of one restore point are booted, and nothing else is looked at
+    boot: Mapped[bool] = mapped_column(Boolean, default=False)
+    #: text on the console that shows that a VM is up; None: its guest agent answers
+    marker: Mapped[str | None] = mapped_column(String(255))
+    #: seconds that each VM has for that
+    timeout: Mapped[int | None]
+    #: which were wanted, and what came of each: id, outcome, by what it was proven, reason, seconds
+    vms: Mapped[Document] = mapped_column(default=list)
     trigger: Mapped[Trigger] = mapped_column("triggered_by", Word(Trigger))
     #: fences who makes its tasks
     epoch: Mapped[Count]

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import libvirt
+import libvirt_qemu
 
 from raksha import crash
 from raksha.errors import HypervisorUnavailable, LibvirtFailed, VmNotFound
@@ -30,6 +31,9 @@ _NAMINGS = 8
 
 #: seconds between, and number of, signs of life asked of libvirtd before a call is given up
 _KEEPALIVE = (5, 6)
+
+#: bytes of a console that are read at once
+_CONSOLE = 65536
 
 SNAPSHOT_FLAGS = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
@@ -284,9 +288,46 @@ class Guest:
         """Replace the persistent definition; a running VM goes on as it is."""
         self._change("define", self._domain.connect().defineXML, xml)
 
+    def destroy(self) -> None:
+        """As if the plug was pulled; of a domain without a definition nothing is left."""
+        self._change("destroy", self._domain.destroy)
+
+    def agent_answers(self, seconds: int) -> bool:
+        """Whether the guest agent answers a ping within so many seconds."""
+        try:
+            libvirt_qemu.qemuAgentCommand(self._domain, '{"execute":"guest-ping"}', seconds, 0)
+        except libvirt.libvirtError:
+            return False
+        return True
+
+    def console(self) -> Console:
+        """What it writes to its first serial console from now on."""
+        stream = self._domain.connect().newStream(libvirt.VIR_STREAM_NONBLOCK)
+        self._call("open the console", self._domain.openConsole, None, stream, libvirt.VIR_DOMAIN_CONSOLE_FORCE)
+        return Console(stream)
+
     def undefine(self) -> None:
         """Forget the definition, and the NVRAM file that belongs to it alone."""
         self._change("undefine", self._domain.undefineFlags, libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+
+
+class Console:
+    """What a guest writes to a serial console. What nobody reads in time, the guest has to wait with."""
+
+    def __init__(self, stream: libvirt.virStream) -> None:
+        self._stream = stream
+
+    def read(self) -> bytes:
+        """What there is; empty: nothing now, or the guest is gone."""
+        try:
+            found = self._stream.recv(_CONSOLE)
+        except libvirt.libvirtError:
+            return b""
+        return found if isinstance(found, bytes) else b""
+
+    def close(self) -> None:
+        with suppress(libvirt.libvirtError):
+            self._stream.abort()
 
 
 class JobEvents:
@@ -381,3 +422,21 @@ class Connection:
                 return Guest(self._connection.defineXML(xml))
         except libvirt.libvirtError as error:
             raise LibvirtFailed(action="define", vm=name, detail=error.get_error_message()) from error
+
+    def start_temporary(self, xml: str, name: str) -> Guest:
+        """A domain without a persistent definition, paused, that libvirt destroys when this connection ends."""
+        flags = libvirt.VIR_DOMAIN_START_PAUSED | libvirt.VIR_DOMAIN_START_AUTODESTROY
+        try:
+            with crash.around("libvirt.createXML"):
+                return Guest(self._connection.createXML(xml, flags))
+        except libvirt.libvirtError as error:
+            raise LibvirtFailed(action="start", vm=name, detail=error.get_error_message()) from error
+
+    def abilities(self, arch: str, machine: str | None) -> dict[str, str]:
+        """What this host says that it can do with such machines, as XML by `kvm` and `qemu`; what it cannot, is not
+        there."""
+        found = {}
+        for kind in ("kvm", "qemu"):
+            with suppress(libvirt.libvirtError):
+                found[kind] = str(self._connection.getDomainCapabilities(None, arch, machine, kind, 0))
+        return found

@@ -10,6 +10,7 @@ from msgspec import Struct
 from raksha.errors import LibvirtFailed, RakshaError, Refused
 from raksha.journal import Journal
 from raksha.virt.capture import BaseImage
+from raksha.virt.libvirt.boot_xml import is_test
 from raksha.virt.libvirt.capture import base_image_of
 from raksha.virt.libvirt.connection import Connection, Guest
 from raksha.virt.libvirt.domain_xml import Disk, Domain, parse_domain
@@ -65,8 +66,10 @@ class Look(Struct, frozen=True):
 def look_at_vms(
     connection: Connection, journal: Journal, demands: Callable[[Domain], tuple[str, Demands]]
 ) -> Iterator[Look]:
-    """As `list_vms`."""
+    """As `list_vms`, without those that run for a test of a restore point."""
     for guest in connection.guests():
+        if is_test(guest.name, guest.uuid):
+            continue
         try:
             yield _vm(guest, journal, demands)
         except LibvirtFailed as error:

@@ -88,3 +88,58 @@ def test_cancelled_and_told_in_the_end(api: Api, point: BackupJobRun, database: 
     shown = api("GET", f"{VERIFICATIONS}/{made}", "reader").json
     assert (shown["state"], shown["copies"], shown["findings"], shown["healed"]) == ("done", 1, [finding], ["x"])
     error(api("POST", f"{VERIFICATIONS}/{made}/cancel"), 409, "state_conflict")
+
+
+def test_a_test_restore(api: Api, point: BackupJobRun) -> None:
+    body = {"boot": True, "vms": [WEB], "marker": "login:", "timeout": 60}
+    made = api("POST", f"{at(point)}/verify", json=body).json
+    assert (made["boot"], made["data"], made["percent"], made["marker"], made["timeout"]) == (
+        True,
+        False,
+        0,
+        "login:",
+        60,
+    )
+    untried = {"id": WEB, "name": None, "outcome": None, "proven_by": None, "reason": None, "seconds": None}
+    assert made["vms"] == [untried]
+    assert made["id"] in error(api("POST", f"{at(point)}/verify", json={"boot": True}), 409, "state_conflict")
+    assert api("POST", f"{at(point)}/verify").json["boot"] is False, "that looks at other things"
+
+
+def test_of_a_job_its_newest_whole_restore_point_is_booted(api: Api, made: dict[str, Any], database: Database) -> None:
+    path = f"/v1/p1/backupjobs/{made['id']}/verify"
+    error(api("POST", path, json={"boot": True}), 409, "state_conflict")
+    _, newest, damaged = (world.point(database, made["id"], commit_number=number) for number in (1, 2, 3))
+    database.run(lambda s: transition(s, BackupJobRun, damaged.id, RunState.DEGRADED))
+    begun = api("POST", path, json={"boot": True}).json
+    assert (begun["backupjobrun_id"], begun["marker"], begun["timeout"]) == (newest.id, None, None)
+    assert (begun["boot"], begun["vms"]) == (True, [])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"boot": True, "data": True}, {"boot": True, "percent": 10}, {"marker": "x"}, {"timeout": 60}, {"vms": [WEB]},
+        {"boot": True, "timeout": 9}, {"boot": True, "marker": ""}, {"boot": True, "marker": "\0"},
+        {"boot": True, "vms": ["no id"]}, {"boot": True, "vms": ["00000000-0000-4000-8000-000000000000"]}, {"boot": 1},
+    ],
+)  # fmt: skip
+def test_what_a_test_restore_does_not_take(api: Api, point: BackupJobRun, body: dict[str, Any]) -> None:
+    error(api("POST", f"{at(point)}/verify", json=body), 400, "request_invalid")
+
+
+def test_a_job_says_how_often_and_what_was_proven(api: Api, made: dict[str, Any], database: Database) -> None:
+    path = f"/v1/p1/backupjobs/{made['id']}"
+    assert (made["test_restore"], made["proven_restorable_at"], made["proven_run_id"]) == (None, None, None)
+    etag = api("GET", path).headers["ETag"]
+    wanted = {"every": 604800, "marker": "up", "timeout": 300}
+    changed = api("PUT", path, json={"test_restore": wanted}, headers={"If-Match": etag})
+    assert changed.json["test_restore"] == wanted
+    for body in ({"every": 59}, {"every": -1}, {"timeout": 1}, {"every": 60, "kind": "x"}):
+        etag = api("GET", path).headers["ETag"]
+        error(api("PUT", path, json={"test_restore": body}, headers={"If-Match": etag}), 400, "request_invalid")
+    changed = api("PUT", path, json={"test_restore": {"every": 0}}, headers={"If-Match": etag}).json
+    assert changed["test_restore"] == {"every": 0, "marker": None, "timeout": None}
+    point = world.point(database, made["id"])
+    run = api("GET", at(point)).json
+    assert (run["proven_restorable_at"], run["vms"][0]["proven_by"], run["vms"][0]["unproven_reason"]) == (None,) * 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from raksha.client import Client, errors, osc, waiting
@@ -17,7 +18,8 @@ from raksha.client.commands import COMMANDS
 from raksha.client.commands.base import _in_openstack
 from raksha.client.commands.job import CreateJob
 from raksha.db import verifications
-from raksha.db.models import Verification
+from raksha.db.columns import now
+from raksha.db.models import BackupJobRunVm, Verification
 from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.states import RunState, VerificationState
@@ -120,6 +122,46 @@ def test_verifications(raksha: Raksha, client: Client, database: Database) -> No
     assert found.code != 0 and "It is gone." in found.out and "1 damaged object" in found.err
     missing = raksha("verification", "create")
     assert missing.code == 2 and "Add --job JOB" in missing.err
+
+
+def test_test_restores(raksha: Raksha, client: Client, database: Database) -> None:
+    made = raksha(
+        "job", "create", "nightly", "--vm", world.WEB, "--test-restore", "7d", "--test-marker", "up", "-f", "json"
+    )
+    assert made.code == 0, made.err
+    job = client.jobs.find("nightly")
+    assert job.test_restore is not None and (job.test_restore.every, job.test_restore.marker) == (604800, "up")
+    assert raksha("job", "set", "nightly", "--test-restore", "never", "--test-timeout", "5m").code == 0
+    job = client.jobs.find("nightly")
+    assert job.test_restore is not None
+    assert (job.test_restore.every, job.test_restore.marker, job.test_restore.timeout) == (0, "up", 300)
+    point = world.point(database, job.id)
+    wrong = raksha("verification", "create", "--job", "nightly", "--marker", "x")
+    assert wrong.code == 2 and "Add --boot" in wrong.err
+    begun = raksha(
+        "verification", "create", "--job", "nightly", "--boot", "--vm", world.WEB, "--boot-timeout", "1m", "-f", "json"
+    )
+    assert begun.code == 0, begun.err
+    assert (begun.json["boot"], begun.json["backupjobrun_id"], begun.json["marker"]) == (True, point.id, "up")
+    id = begun.json["id"]
+    reason = {"code": "no_marker", "message": "nothing was heard"}
+    booted = {"id": world.WEB, "name": "web", "outcome": "failed", "proven_by": None, "reason": reason, "seconds": 60.0}
+    seen = {"unproven_at": now(), "unproven_reason": reason, "proven_restorable_at": now(), "proven_by": "marker"}
+
+    def done(session: Session) -> None:
+        transition(session, Verification, id, VerificationState.RUNNING)
+        verifications.end(session, id, VerificationState.DONE, vms=[booted])
+        session.execute(update(BackupJobRunVm).where(BackupJobRunVm.backupjobrun_id == point.id).values(**seen))
+
+    database.run(done)
+    found = raksha("verification", "show", id[:8])
+    assert found.code != 0 and "web: failed after 60 s: nothing was heard" in found.out
+    assert "1 of 1 VMs are not proven" in found.err
+    (listed,) = raksha("verification", "list", "-f", "json").json
+    assert (listed["Read"], listed["Findings"]) == ("booted", 1)
+    shown = raksha("run", "show", point.id)
+    assert "came up in a test (marker)" in shown.out and "nothing was heard" in shown.out
+    assert "proven_restorable_at" in raksha("job", "show", "nightly").out
 
 
 @pytest.mark.parametrize(

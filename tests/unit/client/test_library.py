@@ -238,6 +238,7 @@ def test_records_have_the_fields_of_the_documented_api() -> None:
         "ServiceShown": records.Service, "Usage": records.Usage, "Limits": records.Limits, "Progress": records.Progress,
         "PreviewShown": records.SchedulePreview, "RetentionPreview": records.RetentionPreview,
         "DecisionShown": records.Decision, "VerificationShown": records.Verification, "FindingShown": records.Finding,
+        "BootShown": records.VmBooted, "RestoreTestShown": records.RestoreTest,
     }  # fmt: skip
     for name, kind in pairs.items():
         known = {field.name for field in msgspec.structs.fields(kind)}
