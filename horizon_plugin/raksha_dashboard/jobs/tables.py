@@ -248,6 +248,10 @@ def points(datum: JobRow) -> int:
     return len(datum.points)
 
 
+def proven(datum: JobRow) -> Any:
+    return words.moment(datum.job.proven_restorable_at)
+
+
 def stored(datum: JobRow) -> str:
     return words.size(datum.stored)
 
@@ -259,6 +263,7 @@ class JobsTable(tables.DataTable):
     last = tables.Column(last_run, verbose_name=_("Last run"))
     next = tables.Column(next_run, verbose_name=_("Next run"))
     points = tables.Column(points, verbose_name=_("Restore points"), attrs={"data-type": "int"})
+    proven = tables.Column(proven, verbose_name=_("Last proven restorable"))
     stored = tables.Column(stored, verbose_name=_("Stored"), attrs={"data-type": "size"})
     activity = tables.Column(activity, verbose_name=_("State"), hidden=True, status=True, status_choices=STATUS)
 

@@ -36,7 +36,7 @@ def shown(run: Run) -> dict[str, Any]:
         "trigger": words.TRIGGERS.get(run.trigger, run.trigger), "taken": words.moment(run.taken_at),
         "consistency": words.CONSISTENCY.get(run.consistency or "", "–"), "skew": skew,
         "frozen": words.seconds(run.frozen_seconds), "sent": words.size(run.progress.bytes_sent),
-        "stored": words.size(run.bytes_stored),
+        "stored": words.size(run.bytes_stored), "proven": words.moment(run.proven_restorable_at),
         "bar": None if run.ended else words.bar(run.progress.percent, _("Progress of the backup")),
         "vms": [_vm(vm) for vm in run.vms or ()],
         "steps": sorted(_steps(run), key=lambda step: step.when or datetime.max.replace(tzinfo=UTC)),
@@ -83,6 +83,7 @@ def _steps(run: Run) -> Iterator[Step]:
                     "size": words.size(disk.backup.bytes_stored),
                 }  # fmt: skip
                 yield Step(run.finished_at, text)
+        yield from _tests(name, vm)
         if vm.error is not None:
             yield Step(run.finished_at, f"{name}: {words.said(vm.error)}", "bad")
     for warning in run.warnings:
@@ -93,3 +94,12 @@ def _steps(run: Run) -> Iterator[Step]:
         yield Step(run.finished_at, _("Ended: %s") % words.state(run.state), words.look(run.state))
     if run.error is not None:
         yield Step(run.finished_at, words.said(run.error), "bad")
+
+
+def _tests(name: str, vm: Any) -> Iterator[Step]:
+    """What came of booting it where it reaches nobody."""
+    if vm.proven_restorable_at is not None:
+        yield Step(vm.proven_restorable_at, _("%s: came up in a test restore") % name)
+    if vm.unproven_at is not None:
+        said = {"vm": name, "why": words.said(vm.unproven_reason)}
+        yield Step(vm.unproven_at, _("%(vm)s: not proven by a test restore. %(why)s") % said, "bad")

@@ -26,6 +26,7 @@ class Jobs(TestCase):
         self.assertContains(page, "Every day at 22:30 (UTC)")
         self.assertContains(page, "5.0")
         self.assertContains(page, "Run Now")
+        self.assertContains(page, "Last proven restorable")
 
     def test_a_row_under_way_is_asked_for_again(self) -> None:
         self.jobs(run(state="running", finished_at=None, progress={"percent": 42}))
@@ -156,6 +157,18 @@ class Runs(TestCase):
         self.assertContains(page, "First copy of this disk")
         self.assertContains(page, "Ended: Available")
         self.assertNotContains(page, "data-raksha-live=")
+
+    def test_what_test_restores_showed(self) -> None:
+        at = "2026-11-23T03:04:05+00:00"
+        proven = vm_of_run(proven_restorable_at=at, proven_by="marker")
+        reason = {"code": "no_agent", "message": "its guest agent was silent"}
+        vms = [proven, vm_of_run(unproven_at=at, unproven_reason=reason)]
+        self.jobs(run())
+        self.answers(RUN_API, **run(proven_restorable_at=at, vms=vms))
+        page = self.client.get(RUN_PAGE)
+        self.assertContains(page, "web: came up in a test restore")
+        self.assertContains(page, "its guest agent was silent")
+        self.assertContains(page, '<b class="raksha-small">2026-11-23 03:04')
 
     def test_one_under_way_is_asked_for_again(self) -> None:
         self.jobs(run(state="running", finished_at=None))
