@@ -90,6 +90,48 @@ class RunFull(RunNow):
         service.runs.start(job_id, kind="full")
 
 
+class Verify(_OnJobs):
+    """All restore points, in one pass."""
+
+    name = "verify"
+    icon = "check-square-o"
+    policy_rules = ((SERVICE_TYPE, "backupjobs:verify"),)
+    failed = _("The verification could not be started.")
+
+    @staticmethod
+    def action_present(count: int) -> Any:
+        return ngettext_lazy("Verify Restore Points", "Verify Restore Points", count)
+
+    @staticmethod
+    def action_past(count: int) -> Any:
+        return ngettext_lazy("Began to verify job", "Began to verify jobs", count)
+
+    def allowed(self, _request: Any, datum: JobRow | None = None) -> bool:
+        return datum is None or bool(datum.points)
+
+    def do(self, service: Any, job_id: str) -> None:
+        service.verifications.create(job_id)
+
+
+class TestRestore(Verify):
+    """Of the newest restore point."""
+
+    name = "test_restore"
+    icon = "power-off"
+    failed = _("The test restore could not be started.")
+
+    @staticmethod
+    def action_present(count: int) -> Any:
+        return ngettext_lazy("Test the Newest Restore Point", "Test the Newest Restore Points", count)
+
+    @staticmethod
+    def action_past(count: int) -> Any:
+        return ngettext_lazy("Began a test restore of job", "Began test restores of jobs", count)
+
+    def do(self, service: Any, job_id: str) -> None:
+        service.verifications.boot(job_id)
+
+
 class Pause(_OnJobs):
     name = "pause"
     icon = "pause"
@@ -275,4 +317,4 @@ class JobsTable(tables.DataTable):
         row_class = UpdateJob
         table_actions = (CreateJob, FilterJobs, RunNow, Pause, Resume, DeleteJob)
         table_actions_menu = (Pause, Resume)
-        row_actions = (RunNow, EditJob, RunFull, Pause, Resume, TakeOver, DeleteJob)
+        row_actions = (RunNow, EditJob, RunFull, Verify, TestRestore, Pause, Resume, TakeOver, DeleteJob)

@@ -8,7 +8,12 @@ from django.utils.translation import gettext_lazy as _
 from horizon import tabs
 
 from raksha_dashboard import charts, schedules, words
+from raksha_dashboard.api import client, told
 from raksha_dashboard.runs.tables import RunsTable, UnderWayTable
+from raksha_dashboard.verifications.tables import VerificationsTable
+
+#: as many verifications as are shown, the newest first
+_NEWEST = 50
 
 
 class OverviewTab(tabs.TableTab):
@@ -47,6 +52,20 @@ class RunsTab(tabs.TableTab):
         return list(self.tab_group.kwargs["shown"].runs)
 
 
+class VerificationsTab(tabs.TableTab):
+    name = _("Verifications")
+    slug = "verifications"
+    template_name = "horizon/common/_detail_table.html"
+    table_classes = (VerificationsTable,)
+    preload = False
+
+    def get_verifications_data(self) -> list[Any]:
+        with told(self.request, _("The verifications could not be read.")):
+            job = self.tab_group.kwargs["shown"].job
+            return list(client(self.request).verifications.list(backupjob_id=job.id, limit=_NEWEST))
+        return []
+
+
 class SettingsTab(tabs.Tab):
     name = _("Settings")
     slug = "settings"
@@ -66,5 +85,5 @@ class SettingsTab(tabs.Tab):
 
 class JobTabs(tabs.TabGroup):
     slug = "job"
-    tabs = (OverviewTab, RunsTab, SettingsTab)
+    tabs = (OverviewTab, RunsTab, VerificationsTab, SettingsTab)
     sticky = True

@@ -37,6 +37,7 @@ def shown(run: Run) -> dict[str, Any]:
         "consistency": words.CONSISTENCY.get(run.consistency or "", "–"), "skew": skew,
         "frozen": words.seconds(run.frozen_seconds), "sent": words.size(run.progress.bytes_sent),
         "stored": words.size(run.bytes_stored), "proven": words.moment(run.proven_restorable_at),
+        "verified": words.moment(run.verified_at),
         "bar": None if run.ended else words.bar(run.progress.percent, _("Progress of the backup")),
         "vms": [_vm(vm) for vm in run.vms or ()],
         "steps": sorted(_steps(run), key=lambda step: step.when or datetime.max.replace(tzinfo=UTC)),

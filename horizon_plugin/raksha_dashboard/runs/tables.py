@@ -91,6 +91,46 @@ class Unprotect(_OnRuns):
         service.runs.update(job_id, run_id, protected=False)
 
 
+class Verify(_OnRuns):
+    name = "verify"
+    icon = "check-square-o"
+    policy_rules = ((SERVICE_TYPE, "backupjobruns:verify"),)
+    help_text = _("All that is stored of it, and of what it builds on, is read and compared with what was sent.")
+    failed = _("The verification could not be started.")
+
+    @staticmethod
+    def action_present(count: int) -> Any:
+        return ngettext_lazy("Verify", "Verify", count)
+
+    @staticmethod
+    def action_past(count: int) -> Any:
+        return ngettext_lazy("Began to verify restore point", "Began to verify restore points", count)
+
+    def allowed(self, _request: Any, datum: Run | None = None) -> bool:
+        return datum is None or datum.restorable
+
+    def do(self, service: Any, job_id: str, run_id: str) -> None:
+        service.verifications.create(job_id, run_id)
+
+
+class TestRestore(Verify):
+    name = "test_restore"
+    icon = "power-off"
+    help_text = _("Its VMs are started on a host where they reach nobody, until they say that they are up.")
+    failed = _("The test restore could not be started.")
+
+    @staticmethod
+    def action_present(count: int) -> Any:
+        return ngettext_lazy("Test Restore", "Test Restores", count)
+
+    @staticmethod
+    def action_past(count: int) -> Any:
+        return ngettext_lazy("Began a test restore of", "Began test restores of", count)
+
+    def do(self, service: Any, job_id: str, run_id: str) -> None:
+        service.verifications.boot(job_id, run_id)
+
+
 class Cancel(_OnRuns):
     name = "cancel"
     icon = "stop"
@@ -189,6 +229,10 @@ def _consistency(run: Run) -> Any:
     return words.CONSISTENCY.get(run.consistency or "", "–")
 
 
+def _verified(run: Run) -> str:
+    return words.moment(run.verified_at)
+
+
 def _why(run: Run) -> str:
     return words.said(run.error or run.queued_reason)
 
@@ -201,6 +245,7 @@ class RunsTable(tables.DataTable):
     consistency = tables.Column(_consistency, verbose_name=_("Consistency"))
     sent = tables.Column(_sent, verbose_name=_("Sent"), attrs={"data-type": "size"})
     stored = tables.Column(_stored, verbose_name=_("Stored"), attrs={"data-type": "size"})
+    verified = tables.Column(_verified, verbose_name=_("Last verified"))
     why = tables.Column(_why, verbose_name=_("Remark"))
     activity = tables.Column("state", verbose_name=_("State"), hidden=True, status=True, status_choices=STATUS)
 
@@ -214,7 +259,7 @@ class RunsTable(tables.DataTable):
         status_columns = ("activity",)
         row_class = UpdateRun
         table_actions = (FilterRuns, DeleteRun)
-        row_actions = (Restore, Protect, Unprotect, Cancel, DeleteRun)
+        row_actions = (Restore, Protect, Unprotect, Verify, TestRestore, Cancel, DeleteRun)
 
 
 class UnderWayTable(tables.DataTable):

@@ -13,6 +13,7 @@ VM = "11111111-1111-4111-8111-111111111111"
 JOB = "22222222-2222-4222-8222-222222222222"
 RUN = "33333333-3333-4333-8333-333333333333"
 RESTORE = "44444444-4444-4444-8444-444444444444"
+VERIFICATION = "55555555-5555-4555-8555-555555555555"
 
 
 def job(**more: Any) -> dict[str, Any]:
@@ -49,6 +50,13 @@ def restore(**more: Any) -> dict[str, Any]:
         "id": RESTORE, "state": "done", "target": {"kind": "server"}, "created_at": NOW, "vms": [],
         "progress": {"bytes_total": 100, "bytes_done": 100, "percent": 100},
         "result": {"vms": [{"vm": VM, "name": "web-restored", "disks": [{"disk": "vda", "image": "img"}]}]}, **more,
+    }  # fmt: skip
+
+
+def verification(**more: Any) -> dict[str, Any]:
+    return {
+        "id": VERIFICATION, "state": "done", "backupjob_id": JOB, "created_at": NOW, "trigger": "request",
+        "progress": {"percent": 100}, **more,
     }  # fmt: skip
 
 

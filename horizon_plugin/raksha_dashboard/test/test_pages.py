@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 from django.urls import reverse
 from openstack_dashboard import api
 
-from raksha_dashboard.test.helpers import JOB, RESTORE, RUN, VM, TestCase, job, restore, run, vm, vm_of_run
+from raksha_dashboard.test.helpers import (
+    JOB,
+    RESTORE,
+    RUN,
+    VERIFICATION,
+    VM,
+    TestCase,
+    job,
+    restore,
+    run,
+    verification,
+    vm,
+    vm_of_run,
+)
 
 INDEX = reverse("horizon:project:backup_jobs:index")
 DETAIL = reverse("horizon:project:backup_jobs:detail", args=(JOB,))
@@ -203,6 +217,68 @@ class Runs(TestCase):
         self.assertRedirectsNoFollow(answer, reverse("horizon:project:protection_restores:index"))
         target = {"kind": "server", "start": True, "key_name": "", "networks": [{"network_id": network}]}
         self.assertEqual({"target": target, "vms": [{"id": VM, "name": "again"}]}, asked.last_request.json())
+
+
+class Verifications(TestCase):
+    url = f"{DETAIL}?tab=job__verifications"
+
+    def shown(self, *rows: dict[str, Any]) -> Any:
+        self.jobs(run(verified_at="2026-11-23T03:04:05+00:00"))
+        self.answers("/verifications", verifications=list(rows))
+        return self.client.get(self.url, HTTP_X_REQUESTED_WITH="XMLHttpRequest")
+
+    def test_what_was_found_is_said(self) -> None:
+        finding = {
+            "object": "backupjobs_segments/36/x",
+            "code": "object_corrupt",
+            "detail": "it is not what was stored",
+        }
+        page = self.shown(
+            verification(findings=[finding], healed=["y"], backupjobrun_id=RUN),
+            verification(id=VM, percent=15),
+            verification(id=RESTORE, state="running", progress={"percent": 42}, data=False),
+        )
+        self.assertContains(
+            page, "1 damaged object; backupjobs_segments/36/x: it is not what was stored; 1 object healed"
+        )
+        self.assertContains(page, RUN_PAGE)
+        self.assertContains(page, "15% of the data")
+        self.assertContains(page, "Nothing is damaged")
+        self.assertContains(page, "Whether all is there")
+        self.assertContains(page, "42%")
+
+    def test_what_came_of_a_test_restore(self) -> None:
+        silent = {"id": VM, "name": "db", "outcome": "failed", "reason": {"code": "no_agent", "message": "silent"}}
+        vms = [{"id": VM, "name": "web", "outcome": "proven"}, silent]
+        self.assertContains(self.shown(verification(boot=True, vms=vms)), "web: came up; db: silent")
+        failed = verification(state="error", error={"code": "not_claimed", "message": "no agent took it in time"})
+        self.assertContains(self.shown(failed), "no agent took it in time")
+
+    def test_asking_for_one(self) -> None:
+        self.jobs(run())
+        of_run = self.answers(f"{RUN_API}/verify", "POST", 202, **verification(state="queued"))
+        self.client.post(f"{DETAIL}?tab=job__runs", {"action": f"runs__verify__{RUN}"})
+        self.assertEqual({"data": True, "percent": 100}, of_run.last_request.json())
+        self.client.post(f"{DETAIL}?tab=job__runs", {"action": f"runs__test_restore__{RUN}"})
+        self.assertEqual({"boot": True}, of_run.last_request.json())
+        of_job = self.answers(f"/backupjobs/{JOB}/verify", "POST", 202, **verification(state="queued"))
+        self.client.post(INDEX, {"action": f"jobs__verify__{JOB}"})
+        self.assertEqual({"data": True, "percent": 100}, of_job.last_request.json())
+        self.client.post(INDEX, {"action": f"jobs__test_restore__{JOB}"})
+        self.assertEqual({"boot": True}, of_job.last_request.json())
+
+    def test_cancelling_one(self) -> None:
+        self.shown(verification(state="running"))
+        self.answers(f"/verifications/{VERIFICATION}", **verification(state="running"))
+        asked = self.answers(f"/verifications/{VERIFICATION}/cancel", "POST", 202, **verification(state="running"))
+        self.client.post(self.url, {"action": f"verifications__cancel__{VERIFICATION}"})
+        self.assertEqual(1, asked.call_count)
+
+    def test_runs_say_when_they_were_verified(self) -> None:
+        self.shown()
+        runs = self.client.get(f"{DETAIL}?tab=job__runs", HTTP_X_REQUESTED_WITH="XMLHttpRequest")
+        self.assertContains(runs, "2026-11-23 03:04")
+        self.assertContains(self.client.get(RUN_PAGE), '<b class="raksha-small">2026-11-23 03:04')
 
 
 class Others(TestCase):
