@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from unittest import mock
 
+from django.conf import settings
 from django.urls import reverse
 from openstack_dashboard import api
 
@@ -279,6 +280,21 @@ class Verifications(TestCase):
         runs = self.client.get(f"{DETAIL}?tab=job__runs", HTTP_X_REQUESTED_WITH="XMLHttpRequest")
         self.assertContains(runs, "2026-11-23 03:04")
         self.assertContains(self.client.get(RUN_PAGE), '<b class="raksha-small">2026-11-23 03:04')
+
+
+class InGerman(TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.client.cookies[settings.LANGUAGE_COOKIE_NAME] = "de"
+
+    def test_jobs_and_runs(self) -> None:
+        self.jobs(run())
+        page = self.client.get(INDEX)
+        for words in ("Sicherungsaufträge", "Jeden Tag um 22:30 (UTC)", "Jetzt sichern", "Zuletzt belegt"):
+            self.assertContains(page, words)
+        page = self.client.get(RUN_PAGE)
+        for words in ("Erste Kopie dieser Platte", "Beendet: Verfügbar", "web: Schnappschuss gemacht"):
+            self.assertContains(page, words)
 
 
 class Others(TestCase):
