@@ -14,8 +14,10 @@ import pytest
 from lxml import etree
 
 from tests.bed import Bed
+from tests.bed.bed import UEFI
 from tests.bed.boot_disk import boot_disk
 from tests.bed.machine import Machine
+from tests.bed.namespace import NamespaceHost
 from tests.functional.overlay_kit import MIB
 from tests.functional.serve_kit import Served
 
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.bed
 
 #: what the guest prints when it is up
 UP = "READY cloud"
+VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 #: seconds; without KVM GRUB alone takes some
 BOOT = 240
 #: at which an agent dies while it has such a VM
@@ -39,8 +42,8 @@ def served(bed: Bed, tmp_path: Path) -> Iterator[Served]:
     made.close()
 
 
-def machine(bed: Bed, disk: Path | None) -> Machine:
-    """A VM that is shut off, with a network, a second console and a place for shared files: all not to be tested."""
+def machine(bed: Bed, disk: Path | None, *, uefi: bool = False) -> Machine:
+    """A VM that is shut off, with a network, and with a console in a file: neither is to be part of a test."""
     path = bed.directory / "boot.qcow2"
     if disk is None:
         bed.qcow2("boot", 4 * MIB)
@@ -48,8 +51,13 @@ def machine(bed: Bed, disk: Path | None) -> Machine:
         shutil.copy(disk, path)
         bed.host.give(path)
     name = f"{bed.directory.name}-vm"
+    firmware = ""
+    if uefi:
+        shutil.copy(VARIABLES, bed.directory / "vm.nvram")
+        bed.host.give(bed.directory / "vm.nvram")
+        firmware = UEFI.format(nvram=bed.directory / "vm.nvram")
     xml = f"""<domain type='qemu'><name>{name}</name><memory unit='MiB'>1024</memory><vcpu>4</vcpu>
-        <os><type arch='x86_64' machine='pc'>hvm</type></os><features><acpi/></features><devices>
+        <os><type arch='x86_64' machine='pc'>hvm</type>{firmware}</os><features><acpi/></features><devices>
         <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='{path}'/>
           <target dev='vda' bus='virtio'/></disk>
         <interface type='user'><model type='virtio'/></interface>
@@ -63,9 +71,9 @@ def machine(bed: Bed, disk: Path | None) -> Machine:
 class Story:
     """A VM that was backed up, and tests of that."""
 
-    def __init__(self, bed: Bed, served: Served, disk: Path | None, **job: Any) -> None:
+    def __init__(self, bed: Bed, served: Served, disk: Path | None, *, uefi: bool = False, **job: Any) -> None:
         self.bed, self.served = bed, served
-        self.machine = machine(bed, disk)
+        self.machine = machine(bed, disk, uefi=uefi)
         self.before = self._untouched()
         served.start()
         self.job = served.job(self.machine.uuid, **job)
@@ -180,6 +188,49 @@ def test_what_the_vault_lost_is_not_proven(bed: Bed, served: Served) -> None:
     assert outcome(story.ended(story.begin(timeout=10))) == ("done", "failed", None, "disk_lost")
     story.assert_nothing_is_left()
     assert served.stop()[0] == 0
+
+
+@pytest.mark.slow
+def test_with_uefi_and_its_variables(bed: Bed, served: Served) -> None:
+    """The firmware itself says on the console that it came up, and found nothing to boot from on an empty disk."""
+    story = Story(bed, served, None, uefi=True)
+    begun = story.begin(timeout=BOOT, marker="BdsDxe: ")
+    (running,) = served.until(story.tests, "a VM is started for the test")
+    system = etree.fromstring(running.XMLDesc()).find("os")
+    assert system is not None and (system.findtext("loader") or "").startswith("/usr/share/OVMF/OVMF_CODE")
+    assert (system.findtext("nvram") or "").startswith(f"{bed.directory}/boots/boot-")
+    assert outcome(story.ended(begun)) == ("done", "proven", "marker", None)
+    story.assert_nothing_is_left()
+    assert served.stop()[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.system
+def test_with_qemu_system_below_the_state_directory() -> None:
+    host = NamespaceHost()
+    host.start()
+    try:
+        with Bed(host) as bed:
+            folder = bed.directory / "served"
+            folder.mkdir(mode=0o711)
+            (bed.directory / "boots").mkdir()
+            served = Served(bed, folder)
+            try:
+                story = Story(bed, served, None, uefi=True)
+                begun = story.begin(timeout=BOOT, marker="BdsDxe: ")
+                served.until(story.tests, "a VM is started for the test")
+                boots = served.state / "boots"
+                (scratch,) = boots.iterdir()
+                assert {path.name for path in scratch.iterdir()} == {"disk0.qcow2", "nvram.fd"}
+                assert {path.stat().st_mode & 0o077 for path in scratch.iterdir()} == {0}
+                assert outcome(story.ended(begun)) == ("done", "proven", "marker", None)
+                story.assert_nothing_is_left()
+                assert list(boots.iterdir()) == []
+                assert served.stop()[0] == 0
+            finally:
+                served.close()
+    finally:
+        host.close()
 
 
 @pytest.mark.slow

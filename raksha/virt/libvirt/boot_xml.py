@@ -91,7 +91,9 @@ def boot_plan(
     had = _parsed(xml)
     arch, machine = kind_of(xml)
     memory = max(_LEAST_MEMORY, min(_memory(had), limits.memory))
-    root = etree.Element("domain", type="kvm" if host.kvm else "qemu")
+    # what ran without KVM had a reason for it, even where there seems to be some
+    kvm = host.kvm and had.get("type", "kvm") == "kvm"
+    root = etree.Element("domain", type="kvm" if kvm else "qemu")
     _text(root, "name", PREFIX + identity)
     _text(root, "uuid", identity)
     about = etree.SubElement(etree.SubElement(root, "metadata"), f"{{{SPACE}}}test", nsmap={"raksha": SPACE})
@@ -105,7 +107,7 @@ def boot_plan(
             etree.SubElement(features, name)
     if secure:
         etree.SubElement(features, "smm", state="on")
-    etree.SubElement(root, "cpu", mode="host-passthrough" if host.kvm else "maximum")
+    etree.SubElement(root, "cpu", mode="host-passthrough" if kvm else "maximum")
     clock = had.find("clock")
     local = clock is not None and clock.get("offset") == "localtime"
     etree.SubElement(root, "clock", offset="localtime" if local else "utc")

@@ -96,7 +96,17 @@ def test_what_is_taken_over() -> None:
     assert [d.find("boot").get("order") for d in disks] == ["1", "2"]
     assert is_test(plan.name, UUID) and not is_test(plan.name, str(uuid.UUID(int=8)))
     assert scratch_of(plan.xml) == SCRATCH and scratch_of(PLAIN.format(more="", end="")) is None
-    assert root_of(planned(PLAIN.format(more="", end=""), BootHost(kvm=True))).get("type") == "kvm"
+
+
+@pytest.mark.parametrize(
+    ("had", "host", "kind", "cpu"),
+    [("kvm", True, "kvm", "host-passthrough"), ("kvm", False, "qemu", "maximum"), ("qemu", True, "qemu", "maximum"),
+     ("x", True, "qemu", "maximum")],
+)  # fmt: skip
+def test_kvm_where_there_is_some_and_the_vm_had_it(had: str, host: bool, kind: str, cpu: str) -> None:
+    xml = PLAIN.format(more="", end="").replace("type='kvm'", f"type='{had}'")
+    root = root_of(planned(xml, BootHost(kvm=host)))
+    assert (root.get("type"), [each.get("mode") for each in root.iterfind("cpu")]) == (kind, [cpu])
 
 
 @pytest.mark.parametrize("name", HOSTILE)
