@@ -1,6 +1,6 @@
 # Short names for what is done often. `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: slow help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports api-documents sample-configuration bench bench-service quickstart clean
+.PHONY: slow help setup test unit contract functional service crash-walk soak cloud-up cloud-down openstack lint types imports docs api-documents sample-configuration bench bench-service quickstart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -8,7 +8,7 @@ help: ## this list
 setup: ## install what is needed, make .venv
 	scripts/setup --tests
 
-test: ## lint, types, imports, and all tests but those that take long
+test: ## lint, types, imports, docs, and all tests but those that take long
 	./run-tests
 
 unit: ## quick tests without any daemon
@@ -51,6 +51,9 @@ types: ## mypy, strict
 
 imports: ## the layers of docs/architecture.md
 	./run-tests imports
+
+docs: ## the documentation as a site, into build/docs/index.html
+	./run-tests docs
 
 api-documents: ## write docs/openapi.json and etc/policy.yaml.sample anew
 	.venv/bin/python scripts/api_documents.py

@@ -53,6 +53,13 @@ TEST = [
     "playwright>=1.48",
     "axe-playwright-python>=0.1.4",
 ]
+#: the documentation as a site (scripts/setup-docs); it describes the other extras, so it wants them beside it
+DOCS = [
+    "sphinx>=8.2",
+    "openstackdocstheme>=3.5",
+    "myst-parser>=4",
+    "sphinxcontrib-autoprogram>=0.1.9",
+]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 
 
@@ -96,6 +103,7 @@ setup(
     extras_require={
         "agent": AGENT,
         "client": CLIENT,
+        "docs": [*CLIENT, *DOCS],
         "keystone": KEYSTONE,
         "openstack": OPENSTACK,
         "postgresql": POSTGRESQL,
@@ -113,6 +121,7 @@ setup(
             "raksha-manage = raksha.cmd.manage:main",
             "raksha-scheduler = raksha.cmd.scheduler:main",
         ],
+        "oslo.config.opts": ["raksha = raksha.config_opts:list_opts"],
         "openstack.cli.extension": ["data_protection = raksha.client.osc"],
         "openstack.data_protection.v1": protection_commands(),
     },

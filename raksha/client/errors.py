@@ -1,4 +1,4 @@
-"""What goes wrong for a caller of the library: every error has a message, a hint (what to do next) and an exit code.
+"""What goes wrong for a caller of the library: every error has a message, a hint (what to do next) and an exit code::
 
     ClientError
       ApiError            the API said no: status, code, detail, request_id, problems
