@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -53,8 +52,7 @@ def up() -> None:
 def down() -> None:
     for name in ("ceph-mgr", "ceph-osd", "ceph-mon", "memcached", "libvirt", "rabbit", "epmd", "mariadb"):
         stop(name)
-    mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for target in sorted((each for each in mounted if Path(each).is_relative_to(DATA)), reverse=True):
+    for target in sorted((each for each in _mounted() if Path(each).is_relative_to(DATA)), reverse=True):
         # a mount that is shared stands there more than once, and may be gone with another
         subprocess.run(["umount", "--lazy", target], stderr=subprocess.DEVNULL, check=False)
 
@@ -153,9 +151,14 @@ exec /usr/sbin/libvirtd --pid-file "$1/libvirtd.pid"
 
 def _share_data() -> None:
     """Volumes that are mounted later are seen in libvirtd's namespace, and in those of its QEMUs."""
-    if not os.path.ismount(DATA):
+    # not by `ismount`, which sees no mount of a directory onto itself: a second one would hide volumes below the first
+    if str(DATA) not in _mounted():
         run("mount", "--bind", DATA, DATA)
         run("mount", "--make-shared", DATA)
+
+
+def _mounted() -> list[str]:
+    return [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
 
 
 def _start_libvirt() -> None:
