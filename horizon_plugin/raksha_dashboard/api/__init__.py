@@ -14,7 +14,9 @@ from django.conf import settings
 from django.utils.encoding import force_str
 from django.utils.translation import gettext as _
 from horizon import exceptions, messages
+from keystoneauth1 import exceptions as keystone_errors
 from keystoneauth1 import session, token_endpoint
+from openstack_auth import utils as login
 from openstack_dashboard.api import base
 
 from raksha.client import Client, errors
@@ -46,6 +48,16 @@ def client(request: Any, project_id: str | None = None) -> Client:
         auth = token_endpoint.Token(endpoint, request.user.token.id)
         known[project] = Client(_Session(auth, verify=verify), endpoint_override=endpoint, project_id=project)
     return known[project]
+
+
+def token_in(request: Any, project_id: str) -> str:
+    """Of the caller, for another of his projects, as Horizon gets one when he changes to that. Raises `ClientError`."""
+    keystone, _fixed = login.fix_auth_url_version_prefix(request.user.endpoint)
+    auth = login.get_token_auth_plugin(auth_url=keystone, token=request.user.unscoped_token, project_id=project_id)
+    try:
+        return str(auth.get_token(login.get_session(original_ip=login.get_client_ip(request))))
+    except keystone_errors.ClientException as error:
+        raise errors.ClientError(force_str(_("Keystone gave no token for the other project."))) from error
 
 
 def message(what: Any, error: errors.ClientError) -> str:

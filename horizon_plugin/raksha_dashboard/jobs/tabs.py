@@ -36,7 +36,8 @@ class OverviewTab(tabs.TableTab):
             "bars": charts.bars(shown.runs),
             "chain": charts.chain(shown.runs), "newest_at": words.moment(newest.taken_at if newest else None),
             "newest_ago": words.ago(newest.taken_at if newest else None),
-            "missed": words.said(shown.job.last_missed_reason),
+            "missed": words.said(shown.job.last_missed_reason), "proven": words.moment(shown.job.proven_restorable_at),
+            "verified": words.moment(max((run.verified_at for run in shown.points if run.verified_at), default=None)),
         }  # fmt: skip
         return context
 

@@ -14,12 +14,14 @@ from openstack_dashboard import api
 from raksha.client import errors
 from raksha.client.records import Run
 from raksha_dashboard import fields, words
-from raksha_dashboard.api import client, message
+from raksha_dashboard.api import client, message, token_in
 
 KINDS = (
     ("server", _("New server")), ("volume", _("New volumes, one of each disk")),
     ("image", _("Images, one of each disk")), ("in_place", _("Over the server as it is; it must be shut off")),
 )  # fmt: skip
+#: what another project can get
+_ELSEWHERE = ("server", "volume", "image")
 _AS_IT_WAS, _NONE = "", "-"
 _NETWORKS = _("Networks (none chosen: as it was)")
 
@@ -37,6 +39,8 @@ def asked(values: Any, run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             target["key_name"] = "" if values["key_name"] == _NONE else values["key_name"]
         if networks := many("networks"):
             target["networks"] = [{"network_id": each} for each in networks]
+    if kind in _ELSEWHERE and values.get("project"):
+        target["project"] = values["project"]
     if kind in ("server", "volume") and values.get("volume_type"):
         target["volume_type"] = values["volume_type"]
     chosen = many("disks")
@@ -54,6 +58,11 @@ def asked(values: Any, run: Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             wanted["name"] = name
         vms.append(wanted)
     return target, vms
+
+
+def token(request: Any, target: Mapping[str, Any]) -> str | None:
+    """For the project that it goes into, where that is another one. Raises `ClientError`."""
+    return token_in(request, target["project"]) if "project" in target else None
 
 
 class WhatAction(workflows.Action):
@@ -109,6 +118,10 @@ class What(workflows.Step):
 
 class WhereAction(workflows.Action):
     kind = forms.ChoiceField(label=_("Restore to"), choices=KINDS, widget=forms.Select(attrs=fields.switch("kind")))
+    project = forms.ChoiceField(
+        label=_("Project"), required=False,
+        widget=forms.Select(attrs=fields.shown_for("kind", _ELSEWHERE, _("Project"))),
+    )  # fmt: skip
     flavor = forms.ChoiceField(
         label=_("Flavor"), required=False, widget=forms.Select(attrs=fields.shown_for("kind", ("server",), _("Flavor")))
     )
@@ -143,6 +156,11 @@ class WhereAction(workflows.Action):
             exceptions.handle(self.request if hasattr(self, "request") else None, what)
             return [(_AS_IT_WAS, first)]
 
+    def populate_project_choices(self, request: Any, _context: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        mine = request.user.tenant_id
+        others = [(each.id, each.name) for each in request.user.authorized_tenants if each.id != mine]
+        return [(_AS_IT_WAS, _now("This one")), *sorted(others, key=lambda pair: pair[1])]
+
     def populate_flavor_choices(self, request: Any, context: Mapping[str, Any]) -> list[tuple[str, Any]]:
         had = self._had(context, lambda server: (server.get("flavor") or {}).get("name", ""))
         return self._choices(
@@ -175,7 +193,7 @@ class WhereAction(workflows.Action):
 class Where(workflows.Step):
     action_class = WhereAction
     depends_on = ("run", "job_id", "run_id")
-    contributes = ("kind", "flavor", "networks", "key_name", "volume_type", "start")
+    contributes = ("kind", "project", "flavor", "networks", "key_name", "volume_type", "start")
     template_name = "raksha_dashboard/step_restore_where.html"
 
 
@@ -195,7 +213,8 @@ class RestoreRun(workflows.Workflow):
         run = context["run"]
         target, vms = asked(context, run)
         try:
-            self.object = client(request).restores.create(run.backupjob_id, run.id, target, vms)
+            there = token(request, target)
+            self.object = client(request).restores.create(run.backupjob_id, run.id, target, vms, target_token=there)
         except errors.ClientError as error:
             said = message(_("The restore was not started."), error)
             fields.show_error(self, "where", said)

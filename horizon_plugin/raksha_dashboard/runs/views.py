@@ -17,7 +17,7 @@ from raksha.client.records import Run
 from raksha_dashboard import fields, words
 from raksha_dashboard.api import client, message, told
 from raksha_dashboard.runs import steps
-from raksha_dashboard.runs.restore import RestoreRun, asked
+from raksha_dashboard.runs.restore import RestoreRun, asked, token
 from raksha_dashboard.runs.tables import RunsTable
 
 JOBS = "horizon:project:backup_jobs:index"
@@ -94,7 +94,8 @@ class PlanView(_OfRun, View):
         target, vms = asked(request.GET, self.run)
         if vms:
             try:
-                plan = client(request).restores.plan(self.run.backupjob_id, self.run.id, target, vms)
+                service, there = client(request).restores, token(request, target)
+                plan = service.plan(self.run.backupjob_id, self.run.id, target, vms, target_token=there)
                 context = {
                     "plan": plan, "total": words.size(plan.bytes_total), "stored": words.size(plan.bytes_stored),
                     "problems": [words.said(each) for each in plan.problems],

@@ -7,6 +7,7 @@ from unittest import mock
 
 from django.conf import settings
 from django.urls import reverse
+from keystoneauth1 import exceptions as keystone_errors
 from openstack_dashboard import api
 
 from raksha_dashboard.test.helpers import (
@@ -218,6 +219,30 @@ class Runs(TestCase):
         self.assertRedirectsNoFollow(answer, reverse("horizon:project:protection_restores:index"))
         target = {"kind": "server", "start": True, "key_name": "", "networks": [{"network_id": network}]}
         self.assertEqual({"target": target, "vms": [{"id": VM, "name": "again"}]}, asked.last_request.json())
+
+    def test_restoring_into_another_project(self) -> None:
+        self.jobs(run())
+        asked = self.answers(RUN_API, "POST", 202, **restore(state="queued"))
+        url = reverse("horizon:project:backup_jobs:restore", args=(JOB, RUN))
+        other = next(each for each in self.tenants.list() if each.id != self.tenant.id)
+        form = {"job_id": JOB, "run_id": RUN, "disks": [f"{VM}/vda"], "kind": "image", "project": other.id}
+        with (
+            mock.patch.object(api.nova, "flavor_list", return_value=[]),
+            mock.patch.object(api.nova, "keypair_list", return_value=[]),
+            mock.patch.object(api.neutron, "network_list_for_tenant", return_value=[]),
+            mock.patch.object(api.cinder, "volume_type_list", return_value=[]),
+            mock.patch("openstack_auth.utils.get_token_auth_plugin") as login,
+        ):
+            self.assertContains(self.client.get(url), other.name)
+            login.return_value.get_token.return_value = "of the other project"
+            self.client.post(url, form)
+            self.assertEqual({"kind": "image", "project": other.id}, asked.last_request.json()["target"])
+            self.assertEqual("of the other project", asked.last_request.headers["X-Raksha-Target-Token"])
+            self.assertEqual(other.id, login.call_args.kwargs["project_id"])
+            login.return_value.get_token.side_effect = keystone_errors.Forbidden
+            page = self.client.post(url, form)
+        self.assertContains(page, "Keystone gave no token for the other project")
+        self.assertEqual(1, asked.call_count)
 
 
 class Verifications(TestCase):
