@@ -37,7 +37,7 @@ cloud-down: ## end it; WIPE=1 removes its data too
 	.venv/bin/python -m tests.openstack.cloud down $(if $(WIPE),--wipe)
 
 crash-walk: ## kill -9 at every crash point of every command, both engines; every fault of a vault (hours)
-	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -n 1 -s -k "crash_walk or crash_frozen or kills or vault_faults"
+	RAKSHA_CRASH_SAMPLE=0 ./run-tests functional -s -k "crash_walk or crash_frozen or kills or vault_faults"
 
 soak: ## random events and the oracle after each: make soak SECONDS=600 SEED=1
 	scripts/setup --tests

@@ -30,6 +30,9 @@ ONCE = ["401", "403", "404", "412", "413", "422", "429", "500", "503", "507",
         "dropped", "unheard", "short", "wrong_etag", "cut", "flipped", "slow"]  # fmt: skip
 #: how many pairs of request and fault the ordinary test run takes
 SAMPLE = 4
+#: all of them, which take hours, go in parts, each in a world of its own, beside each other
+PARTS = 8 if wanted_sample(SAMPLE) == 0 else 1
+in_parts = pytest.mark.parametrize("part", range(PARTS))
 
 
 @pytest.fixture
@@ -101,23 +104,24 @@ def after(world: World, proxy: FaultyProxy, *, restore: bool = True) -> None:
         assert world.restored(answer.run) == world.truth[answer.run]
 
 
-def pairs(found: list[str], *always: tuple[str, str]) -> list[tuple[str, str]]:
+def pairs(found: list[str], part: int, *always: tuple[str, str]) -> list[tuple[str, str]]:
     """Of every kind of request and every fault; or a sample, spread over both, and those that are wanted `always`."""
     count = wanted_sample(SAMPLE)
     if not count:
-        return [(each, what) for each in found for what in ONCE]
+        return [(each, what) for each in found for what in ONCE][part::PARTS]
     spread = [(found[n * len(found) // count % len(found)], ONCE[n * len(ONCE) // count % len(ONCE)])
               for n in range(count)]  # fmt: skip
     return list(dict.fromkeys([*always, *spread]))
 
 
-def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
+@in_parts
+def test_every_request_may_fail_once(world: World, proxy: FaultyProxy, part: int) -> None:
     world.writes()
     found = kinds(proxy, world.backup)
     assert {"PUT segment", "PUT BackupMap", "PUT Backup", "PUT BackupMetadata", "GET BackupMetadata", "PUT VMMetadata",
             "PUT epoch", "PUT run.json", "GET vault.json", "GET listing", "GET login"} <= set(found)  # fmt: skip
     survived = 0
-    for number, (request, what) in enumerate(chosen := pairs(found)):
+    for number, (request, what) in enumerate(chosen := pairs(found, part)):
         world.writes()
         fault = proxy.fault = Fault(what, of_kind(request))
         try:
@@ -136,7 +140,8 @@ def test_every_request_may_fail_once(world: World, proxy: FaultyProxy) -> None:
     print(f"{len(found)} kinds of requests, {len(chosen)} faults, {survived} of them without consequence")
 
 
-def test_every_request_of_a_reader_may_fail_once(world: World, proxy: FaultyProxy, tmp_path: Path) -> None:
+@in_parts
+def test_every_request_of_a_reader_may_fail_once(world: World, proxy: FaultyProxy, tmp_path: Path, part: int) -> None:
     """Restores and verifications: the right bytes, or none at all; what was found is not found a second time."""
     world.writes()
     run = world.backup().run
@@ -154,7 +159,7 @@ def test_every_request_of_a_reader_may_fail_once(world: World, proxy: FaultyProx
         found = kinds(proxy, lambda words=command: world.local.good(*words))
         assert {"GET segment", "GET BackupMap", "GET BackupMetadata", "GET run.json", "GET login"} <= set(found)
         restored()
-        for request, what in pairs(found, ("GET segment", "flipped")):
+        for request, what in pairs(found, part, ("GET segment", "flipped")):
             fault = proxy.fault = Fault(what, of_kind(request))
             try:
                 answer = world.local(*command)
@@ -173,7 +178,8 @@ def test_every_request_of_a_reader_may_fail_once(world: World, proxy: FaultyProx
 
 
 @pytest.mark.slow
-def test_every_request_of_a_prune_may_fail_once(world: World, proxy: FaultyProxy) -> None:
+@in_parts
+def test_every_request_of_a_prune_may_fail_once(world: World, proxy: FaultyProxy, part: int) -> None:
     """What is listed afterwards is whole, and the next one takes the rest away."""
     prune = ("prune", "--keep-last", "1", *world.configured)
 
@@ -194,7 +200,8 @@ def test_every_request_of_a_prune_may_fail_once(world: World, proxy: FaultyProxy
     assert {"DELETE segment", "DELETE run.json", "DELETE BackupMetadata", "DELETE BackupMap", "DELETE Backup",
             "DELETE VMMetadata", "PUT run.json", "PUT BackupMap", "GET listing"} <= set(found)  # fmt: skip
     forget_what_went(newest)
-    for number, (request, what) in enumerate(pairs(found, ("DELETE segment", "unheard"), ("DELETE run.json", "404"))):
+    always = [("DELETE segment", "unheard"), ("DELETE run.json", "404")]
+    for number, (request, what) in enumerate(pairs(found, part, *always)):
         newest = arrange()
         fault = proxy.fault = Fault(what, of_kind(request))
         try:
