@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from raksha.states import BackupKind
 from raksha.vault import names
 from raksha.vault.catalog import Catalog
 from raksha.vault.chain import Chain, consolidate
+from raksha.vault.collect import live_runs
 from raksha.vault.commit import delete_run, put_metadata
 from raksha.vault.image import write_image_objects
 from raksha.vault.map import MapBuilder
@@ -46,7 +47,7 @@ def remove_runs(
     points when `cancel` is set: every point is whole or gone.
     """
     gone = {run.backupjobrun for run in victims}
-    for run in catalog.runs():
+    for run in _all_runs(catalog):
         _check(cancel)
         if run.backupjobrun not in gone:
             _stand_alone(catalog, run, gone, spool_dir, progress)
@@ -57,6 +58,12 @@ def remove_runs(
         deleted += delete_run(catalog, run)
         progress.step(f"deleted {run.backupjobrun}")
     return deleted
+
+
+def _all_runs(catalog: Catalog) -> Iterable[RunDocument]:
+    """By the numbers of all commits: a listing that lags would hide a point that builds on one that goes."""
+    found = {(run.backupjob, run.backupjobrun): run for run in catalog.runs()}
+    return {**found, **{(run.backupjob, run.backupjobrun): run for run in live_runs(catalog)}}.values()
 
 
 def _check(cancel: threading.Event | None) -> None:

@@ -437,6 +437,24 @@ def test_collection_needs_no_listing_to_know_what_is_alive(tmp_path: Path) -> No
         assert bench.restored(run) == expected
 
 
+def test_a_point_that_a_listing_does_not_show_yet_keeps_what_it_builds_on(tmp_path: Path) -> None:
+    class Lagging(MemoryStore):
+        hidden: tuple[str, ...] = ()
+
+        def names(self, container: str, prefix: str = "") -> Iterator[str]:
+            return (name for name in super().names(container, prefix) if not name.endswith(self.hidden))
+
+    store = Lagging()
+    bench = Bench(tmp_path, store)
+    points = grow(bench, 3)
+    victims = named(bench, "r1", "r2")
+    store.hidden = ("r3/run.json",)
+    remove_runs(bench.catalog, victims, tmp_path, Progress())
+    store.hidden = ()
+    collect(bench.catalog)
+    assert_whole(bench, points, ["r3"])
+
+
 def test_collection_leaves_alone_what_is_not_ours_and_a_dry_run_deletes_nothing(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     grow(bench, 2)
