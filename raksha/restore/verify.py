@@ -203,14 +203,12 @@ class _Check:
                 if reader is not None:
                     self._same_parts(copy.image_name, reader)
             except Damaged as error:
-                if not self._stands_alone_already(copy):
+                if not self._is_being_consolidated(copy):
                     self._note(copy.image_name, error, [number])
 
-    def _stands_alone_already(self, copy: CopyToVerify) -> bool:
-        """A consolidation was cut off after the `Backup`: another map, whole, says what it is made of. Nothing is lost,
-        and the next prune ends it or takes it back."""
-        if copy.parent is None:
-            return False
+    def _is_being_consolidated(self, copy: CopyToVerify) -> bool:
+        """A consolidation was cut off after the `Backup`, or a service's before it: another map, whole, says what it is
+        made of. Nothing is lost, and whoever prunes next ends it or takes it back."""
         container, _, key = f"{names.folder(copy.key)}/{names.MAP_PREFIX}".partition("/")
         for name in self._store.names(container, key):
             try:

@@ -26,8 +26,9 @@ from raksha import crash
 from raksha.config_scheduler import SchedulerSettings
 from raksha.db import backups, jobs, rows, runs, tasks, vaults
 from raksha.db.columns import SECOND
-from raksha.db.models import Task
+from raksha.db.models import BackupJobRun, Task, VmResourceBackup
 from raksha.db.session import Database
+from raksha.db.transition import transition
 from raksha.errors import (
     ChangedMeanwhile,
     CommitUnknown,
@@ -48,7 +49,7 @@ from raksha.scheduler.access import ENVIRONMENT, Access
 from raksha.scheduler.draft import Draft, draft
 from raksha.scheduler.places import writing
 from raksha.scheduler.recording import note_machines
-from raksha.states import RunState, TaskKind
+from raksha.states import BackupState, RunState, TaskKind
 from raksha.vault.catalog import Catalog
 from raksha.vault.commit import StoredDisk, check_epoch, commit_numbered, is_committed, put_epoch
 from raksha.vault.metadata import BackupMetadata
@@ -59,6 +60,7 @@ _log = logging.getLogger(__name__)
 _PATIENCE = 30.0
 #: seconds before a run is tried again; doubled each time
 _FIRST, _LONGEST = 2.0, 300.0
+_DOUBT = {"code": "damaged", "message": "while it was stored, damage was found in what it may build on"}
 #: somebody else has it, or the database says no more for now: there is nothing to be told
 _NOT_MINE = (EpochStale, StateConflict, StillNeeded, DatabaseUnavailable, DatabaseBusy, CommitUnknown)
 
@@ -181,6 +183,7 @@ def _publish(session: Session, found: Draft, epoch: int, number: int) -> frozens
     nobodys = {"owner_id": None, "lease_until": None}
     runs.publish(session, run.id, epoch, commit_number=number, **found.facts, **nobodys)
     note_machines(session, run.id, found.machines)
+    _doubt(session, run.id)
     backups.unpin(session, run.id)
     hosts = releasing.tell_hosts(session, runs.get(session, None, run.id), number)
     # definitions of VMs hold secrets: they are in the vault now
@@ -188,6 +191,22 @@ def _publish(session: Session, found: Draft, epoch: int, number: int) -> frozens
     rows.changed(session, update(Task).where(*mine).values(result=None))
     releasing.release_when_over(session, run.id)
     return frozenset(hosts)
+
+
+def _doubt(session: Session, run_id: str) -> None:
+    """Copies that were stored while what they build on, or may share data with, was found damaged: they are DEGRADED as
+    well until a verification finds them whole. Jobs with such are the first that are looked at again."""
+    lost = [copy for copy in backups.pinned_by(session, run_id) if copy.state == BackupState.DEGRADED]
+    disks = {(copy.vm_id, copy.resource) for copy in lost}
+    bases = {copy.base_image for copy in lost} - {None}
+    doubtful = [
+        copy.id for copy in backups.of_run(session, run_id)
+        if (copy.vm_id, copy.resource) in disks or copy.base_image in bases
+    ]  # fmt: skip
+    for id in doubtful:
+        transition(session, VmResourceBackup, id, BackupState.DEGRADED, start={BackupState.AVAILABLE})
+    if doubtful:
+        transition(session, BackupJobRun, run_id, RunState.DEGRADED, start={RunState.AVAILABLE}, error=_DOUBT)
 
 
 def _fail(

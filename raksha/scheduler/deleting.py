@@ -30,6 +30,7 @@ from raksha.db.session import Database
 from raksha.db.transition import transition
 from raksha.errors import (
     CommitUnknown,
+    Damaged,
     DatabaseBusy,
     DatabaseUnavailable,
     EpochStale,
@@ -213,9 +214,19 @@ def _free(database: Database, catalog: Catalog, victim: _Victim, vault_id: str, 
             swapped = backups.swapped(session, vault_id, vm)
         for copy in swapped:
             if copy.state in backups.READABLE:
-                consolidating.settle(database, catalog, copy)
+                _settle(database, catalog, copy)
             elif copy.pin_count:  # its reader may have begun before it stood alone
                 raise StillNeeded(noun=backups.NOUN, id=copy.id, found=copy.state, detail="somebody reads it")
+
+
+def _settle(database: Database, catalog: Catalog, copy: VmResourceBackup) -> None:
+    try:
+        consolidating.settle(database, catalog, copy)
+    except Damaged:
+        # its `Backup` cannot be made any more, as data of it is lost. Where it goes itself nobody needs that, and it
+        # would keep all others of its VM from going
+        if not _on_its_way_out(database, copy) or copy.pin_count:
+            raise
 
 
 def _on_its_way_out(database: Database, child: VmResourceBackup) -> bool:

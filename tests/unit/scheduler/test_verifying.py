@@ -15,8 +15,8 @@ from raksha.db.columns import SECOND
 from raksha.db.models import BackupJob, BackupJobRun, Task, Verification
 from raksha.db.session import Database
 from raksha.db.transition import transition
-from raksha.errors import StateConflict
-from raksha.scheduler import housekeeping, verify_start, verifying
+from raksha.errors import StateConflict, StillNeeded
+from raksha.scheduler import consolidating, housekeeping, verify_start, verifying
 from raksha.scheduler.reap import reap
 from raksha.states import BackupKind, BackupState, PinHolder, Reason, RunState, TaskKind, TaskState, Trigger
 from raksha.states import VerificationState as State
@@ -170,6 +170,72 @@ def test_damage_counts_for_every_point_that_needs_it_and_the_next_backup_heals_i
     assert service.run_row(shared).state == RunState.AVAILABLE
     service.check(nightly, base, above, healing)
     service.check(weekly, shared)
+
+
+def test_a_point_that_was_stored_while_damage_was_found_is_no_sound_one(service: Service) -> None:
+    agent, job = service.agents[0], service.job("web")
+    base = service.backup(job, BackupKind.FULL)
+    agent.write("web", 129)
+    late = service.to_commit(job)  # it builds on the first, of which nothing is known yet
+    damage(data_of(service)[0])
+    assert through(service, job, base).findings
+    assert service.commit(late) == RunState.DEGRADED
+    assert service.run_row(late).error["code"] == "damaged"
+    hit = {copy.resource for copy in _copies(service, base) if copy.state == BackupState.DEGRADED}
+    assert {copy.resource for copy in _copies(service, late) if copy.state == BackupState.DEGRADED} == hit != {
+        "vda", "vdb"
+    }  # fmt: skip
+    agent.work()
+    healing = service.backup(job)
+    assert agent.orders[-1].reasons == dict.fromkeys(hit, Reason.PARENT_DAMAGED)
+    assert through(service, job).healed
+    assert {service.run_row(run).state for run in (base, late, healing)} == {RunState.AVAILABLE}
+    service.check(job, base, late, healing)
+
+
+def test_a_consolidation_that_was_cut_off_is_no_damage(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = service.job("web")
+    base = service.backup(job, BackupKind.FULL)
+    service.agents[0].write("web", 3)
+    above = service.backup(job)
+    with monkeypatch.context() as patch:
+        patch.setattr(consolidating, "settle", _not_yet)
+        service.delete(base)
+    assert any(copy.other_map_digest for copy in _copies(service, above))
+    assert through(service, job, above).findings == []
+    assert service.run_row(above).state == RunState.AVAILABLE
+    service.go_on_deleting()
+    assert through(service, job, above).findings == []
+    service.check(job, above)
+
+
+def test_what_is_lost_keeps_nothing_from_going_that_goes_itself(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Backup` of a copy that came to stand alone can be made of what is there only."""
+    job = service.job("web")
+    made = [service.backup(job, BackupKind.FULL)]
+    for number in range(2):
+        service.agents[0].write("web", number)
+        made.append(service.backup(job))
+    with monkeypatch.context() as patch:
+        patch.setattr(consolidating, "settle", _not_yet)
+        service.delete(made[0])
+    data_of(service)[0].unlink()
+    data_of(service)[0].unlink()
+    service.go_on_deleting()
+    assert service.run_row(made[0]).state == RunState.DELETING, "others need what it has"
+    service.delete(*made[1:])
+    for _ in range(3):
+        service.go_on_deleting()
+    with service.database.reading() as session:
+        assert [session.get(BackupJobRun, run) for run in made] == [None] * 3
+    service.collect()
+    assert data_of(service) == []
+
+
+def _not_yet(_database: Database, _catalog: object, copy: Any) -> None:
+    raise StillNeeded(noun="copy", id=copy.id, found=copy.state, detail="somebody reads it")
 
 
 def test_another_copy_with_a_damaged_map_holds_up_nothing(service: Service) -> None:
