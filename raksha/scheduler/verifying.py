@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0
 _WHOLE = 100
+#: ids named in one statement: servers do not take any number
+_AT_ONCE = 500
 _FAILED = {"code": "task_failed", "message": "an agent failed and did not say why"}
 
 
@@ -172,15 +174,26 @@ def _end(session: Session, id: str, judged: Sequence[_Judged]) -> None:
         copies=len(sound | damaged), findings=findings, healed=healed,
     )  # fmt: skip
     backups.unpin(session, id)
-    transition_all(session, VmResourceBackup, BackupState.DEGRADED, [VmResourceBackup.id.in_(damaged)], start=available)
+    for some in _batches(damaged):
+        lost = VmResourceBackup.id.in_(some)
+        transition_all(session, VmResourceBackup, BackupState.DEGRADED, [lost], start=available)
     all_read = row.data and row.percent == _WHOLE
     if all_read:
-        read = VmResourceBackup.id.in_(sound)
-        transition_all(session, VmResourceBackup, BackupState.AVAILABLE, [read], start=degraded)
-        rows.changed(session, update(VmResourceBackup).where(read).values(verified_at=now()))
+        for some in _batches(sound):
+            read = VmResourceBackup.id.in_(some)
+            transition_all(session, VmResourceBackup, BackupState.AVAILABLE, [read], start=degraded)
+            rows.changed(session, update(VmResourceBackup).where(read).values(verified_at=now()))
         rows.reread(session, VmResourceBackup)
-    of_copies = select(VmResourceBackup.backupjobrun_id).where(VmResourceBackup.id.in_(sound | damaged)).distinct()
-    _move_runs(session, list(session.scalars(of_copies)), findings, all_read)
+    of = set[str]()
+    for some in _batches(sound | damaged):
+        of |= {*session.scalars(select(VmResourceBackup.backupjobrun_id).where(VmResourceBackup.id.in_(some)))}
+    for some in _batches(of):
+        _move_runs(session, some, findings, all_read)
+
+
+def _batches(ids: Iterable[str]) -> Iterator[list[str]]:
+    ordered = sorted(ids)
+    return (ordered[at : at + _AT_ONCE] for at in range(0, len(ordered), _AT_ONCE))
 
 
 def _move_runs(session: Session, ids: Sequence[str], findings: Sequence[dict[str, Any]], all_read: bool) -> None:

@@ -366,6 +366,20 @@ def _die(*_: object, **__: object) -> None:
     raise SystemExit
 
 
+def test_a_job_with_more_copies_than_one_statement_may_name(service: Service) -> None:
+    job = service.job("web")
+    run = service.backup(job, BackupKind.FULL)
+    id = ask(service, job, run)
+    go(service)
+    service.agents[0].work()
+    mine = [copy.id for copy in _copies(service, run)]
+    others = frozenset(f"copy {number}" for number in range(40_000))
+    judged = verifying._Judged(others | {mine[0]}, frozenset({mine[1], *(f"of {each}" for each in others)}), (), ())
+    service.database.run(lambda s: verifying._end(s, id, [judged]))
+    assert [copy.state for copy in _copies(service, run)] == [BackupState.AVAILABLE, BackupState.DEGRADED]
+    assert service.run_row(run).state == RunState.DEGRADED
+
+
 def test_a_point_that_is_gone(service: Service) -> None:
     job = service.job("web")
     run = service.backup(job, BackupKind.FULL)
