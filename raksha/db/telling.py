@@ -116,6 +116,10 @@ def _vm(row: BackupJobRunVm) -> notifications.RunVm:
     return notifications.RunVm(row.vm_id, row.state, row.consistency, _reason(row.unproven_reason))
 
 
+#: its words may name what another project has
+_ELSEWHERE = "it went into another project; the API tells whoever began it what it says"
+
+
 def _restore(_session: Session, row: Restore) -> notifications.RestorePayload:
     return notifications.RestorePayload(
         id=row.id,
@@ -128,7 +132,7 @@ def _restore(_session: Session, row: Restore) -> notifications.RestorePayload:
         request_id=row.request_id,
         bytes_total=row.bytes_total,
         bytes_done=row.bytes_done,
-        error=_reason(row.error),
+        error=_reason(row.error, _ELSEWHERE if row.target.get("project") else None),
         created_at=_at(row.created_at),
         started_at=_or_none(row.started_at),
         finished_at=_or_none(row.finished_at),
@@ -138,11 +142,11 @@ def _restore(_session: Session, row: Restore) -> notifications.RestorePayload:
 _RECORDS: Mapping[type[Base], Any] = {BackupJob: _job, BackupJobRun: _run, Restore: _restore}
 
 
-def _reason(document: Any) -> Reason | None:
-    """What else it knows is for operators, as in the API."""
+def _reason(document: Any, instead: str | None = None) -> Reason | None:
+    """What else it knows is for operators, as in the API. `instead` of its words: not all who read may see them."""
     if not document:
         return None
-    return Reason(str(document.get("code", "error")), str(document.get("message", "")))
+    return Reason(str(document.get("code", "error")), instead or str(document.get("message", "")))
 
 
 def _at(micros: int) -> datetime:

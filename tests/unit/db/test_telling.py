@@ -132,6 +132,23 @@ def test_restores_begin_and_end(noting: Database) -> None:
     assert waiting(noting)[-1].payload["vms"] == ["vm-1"]
 
 
+@pytest.mark.parametrize("project", [None, "project-b"])
+def test_what_failed_in_another_project_is_told_by_its_code_alone(noting: Database, project: str | None) -> None:
+    """The restore is of the first project, whose members read of it; what it met belongs to the second."""
+    target = {"kind": "server", "vms": [{"vm": "vm-1", "disks": []}], "project": project}
+    error = {"code": "cloud_refused", "message": "Network 17 is full.", "fields": {"detail": "Network 17"}}
+
+    def fails(session: Session) -> None:
+        id = restores.create(session, make_run(session, make_job(session)), target=target).id
+        transition(session, Restore, id, RestoreState.RUNNING, started_at=now())
+        transition(session, Restore, id, RestoreState.ERROR, error=error)
+
+    noting.run(fails)
+    told = waiting(noting)[-1].payload
+    assert told["error"]["code"] == "cloud_refused"
+    assert ("Network 17" in str(told)) == (project is None)
+
+
 def test_what_did_not_come_to_be_is_not_told(noting: Database) -> None:
     def fails(session: Session) -> None:
         make_job(session)
