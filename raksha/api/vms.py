@@ -7,7 +7,7 @@ entry. The list is whole, or there is none. What an agent saw that is silent now
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from marshmallow import Schema, fields
@@ -23,11 +23,12 @@ from raksha.api.pagination import Choice, collection, page_query, wanted
 from raksha.api.policy import Allow
 from raksha.api.services import services, settings
 from raksha.db import services as agents
-from raksha.db.models import BackupJob, BackupJobVm, SeenVm
+from raksha.db import tasks
+from raksha.db.models import BackupJob, BackupJobVm, SeenVm, Service
 from raksha.db.paging import Page, Wanted
 from raksha.db.paging import page_of as page_in_memory
 from raksha.errors import RowNotFound
-from raksha.states import ServiceKind
+from raksha.states import ServiceKind, ServiceState, Source
 
 if TYPE_CHECKING:
     from raksha.openstack.compute import ListedServer
@@ -37,6 +38,16 @@ NOUN = Noun("vms", "/v1/<project:tenant_id>/vms", "VMs that can be protected, as
 _NOT_SEEN = {"code": "vm_not_seen", "message": "No agent sees it: is there one on its host?"}
 #: as with a run that waits for it
 _SILENT = {"code": "agent_gone", "message": "The agent of its host is silent: this is what it saw last."}
+#: as Nova calls a server whose boot disk is an image and that has no host
+_SHELVED = "SHELVED_OFFLOADED"
+_RESERVED = {
+    "code": "server_on_no_host",
+    "message": "Nova has shelved it, and nobody can read its volumes until it is unshelved, or a job leaves them out.",
+}
+_NO_STORAGE = {
+    "code": "no_storage_agent",
+    "message": "Nova has shelved it, and there is no agent that takes servers from storage.",
+}
 
 
 class DiskShown(Schema):
@@ -82,6 +93,8 @@ class Vm(Struct, frozen=True):
     server: ListedServer | None = None
     #: the agent that saw it says nothing any more
     silent: bool = False
+    #: there is an agent that takes servers from storage
+    storage: bool = False
 
     @property
     def name(self) -> str:
@@ -98,6 +111,8 @@ class Vm(Struct, frozen=True):
     @property
     def refusal(self) -> Any:
         """As with a run: first whether anybody is there to take it."""
+        if self.server and self.server.status == _SHELVED:  # whoever saw it: it is there no more
+            return _RESERVED if self.server.volumes else None if self.storage else _NO_STORAGE
         if self.seen is None:
             return _NOT_SEEN
         return _SILENT if self.silent else self.seen.refusal
@@ -155,7 +170,7 @@ def _seen_page(tenant_id: str, query: Mapping[str, Any]) -> Page[Vm]:
         where.append(SeenVm.power.in_(query["power"]))
     with services().database.reading() as session:
         page = agents.vms(session, tenant_id, _wanted(query), where, unowned=_unowned(tenant_id))
-        alive = _alive(session)
+        alive = {agent.id for agent in _there(session)}
     return Page([Vm(seen.vm_id, seen, silent=seen.service_id not in alive) for seen in page.rows], page.more)
 
 
@@ -163,11 +178,12 @@ def _whole_page(tenant_id: str, query: Mapping[str, Any], mine: Mapping[str, Lis
     """Of both: each time the whole list is put together, so that every page is of the same order."""
     with services().database.reading() as session:
         seen = {vm.vm_id: vm for vm in agents.all_vms(session, tenant_id, unowned=_unowned(tenant_id))}
-        alive = _alive(session)
+        there = _there(session)
+    alive, storage = {agent.id for agent in there}, _takes_storage(there)
     others = settings().libvirt_vms
     known = [id for id, vm in seen.items() if others or id in mine or vm.project_id is None]
     silent = {id for id, vm in seen.items() if vm.service_id not in alive}
-    found = [Vm(id, seen.get(id), mine.get(id), id in silent) for id in {**dict.fromkeys(known), **mine}]
+    found = [Vm(id, seen.get(id), mine.get(id), id in silent, storage) for id in {**dict.fromkeys(known), **mine}]
     if "name" in query:
         found = [vm for vm in found if vm.name == query["name"]]
     if "power" in query:
@@ -184,7 +200,9 @@ def show(tenant_id: str, vm_id: str) -> Any:
     owned = server is not None or servers.agents_say()
     with services().database.reading() as session:
         seen = _seen(session, tenant_id, vm_id, needed=server is None, owned=owned)
-        vm = Vm(vm_id, seen, server, seen is not None and seen.service_id not in _alive(session))
+        there = _there(session)
+        silent = seen is not None and seen.service_id not in {agent.id for agent in there}
+        vm = Vm(vm_id, seen, server, silent, _takes_storage(there))
         mine = BackupJob.project_id == tenant_id, BackupJobVm.vm_id == vm_id
         statement = select(BackupJob.id).join(BackupJobVm, BackupJobVm.backupjob_id == BackupJob.id).where(*mine)
         named_by = list(session.scalars(statement.order_by(BackupJob.id)))
@@ -201,9 +219,14 @@ def _seen(session: Session, tenant_id: str, vm_id: str, *, needed: bool, owned: 
         return None
 
 
-def _alive(session: Session) -> set[str]:
-    """Agents."""
-    return {agent.id for agent in agents.alive(session, ServiceKind.AGENT, settings().agent_timeout)}
+def _there(session: Session) -> Sequence[Service]:
+    """Agents that are not silent."""
+    return agents.alive(session, ServiceKind.AGENT, settings().agent_timeout)
+
+
+def _takes_storage(there: Sequence[Service]) -> bool:
+    """Whether a run of a shelved server would find an agent. Which of them its job allows is the job's to say."""
+    return any(agent.state == ServiceState.ENABLED and Source.STORAGE in tasks.capable_of(agent) for agent in there)
 
 
 def _wanted(query: Mapping[str, Any]) -> Wanted:

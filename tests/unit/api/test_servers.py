@@ -149,10 +149,31 @@ def test_a_server_is_listed_with_what_its_agent_sees(api: Api) -> None:
 
 
 def test_a_server_that_no_agent_sees_says_so(api: Api) -> None:
+    found = api("GET", f"{VMS}/{NEW}").json
+    assert (found["power"], found["seen_at"]) == ("unknown", None)
+    assert (found["refusal"]["code"], found["disks"], found["backupjobs"]) == ("vm_not_seen", [], [])
+
+
+def test_a_shelved_server_can_be_protected_where_an_agent_takes_it_from_storage(
+    api: Api, database: Database, nova: Nova
+) -> None:
+    def refusals() -> set[str | None]:
+        listed = {vm["id"]: vm for vm in api("GET", VMS).json["vms"]}
+        both = (listed[SHELVED], api("GET", f"{VMS}/{SHELVED}").json)
+        return {vm["refusal"] and vm["refusal"]["code"] for vm in both}
+
     found = api("GET", f"{VMS}/{SHELVED}").json
     assert (found["power"], found["status"], found["seen_at"]) == ("shut off", "SHELVED_OFFLOADED", None)
-    assert (found["refusal"]["code"], found["disks"], found["backupjobs"]) == ("vm_not_seen", [], [])
-    assert api("GET", f"{VMS}/{NEW}").json["power"] == "unknown"
+    assert refusals() == {"no_storage_agent"}
+
+    def able(session: Session) -> None:
+        for agent in session.query(Service):
+            agent.capabilities = {"storage": True}
+
+    database.run(able)
+    assert refusals() == {None}
+    nova.servers[SHELVED]["os-extended-volumes:volumes_attached"] = [{"id": VOLUME}]
+    assert refusals() == {"server_on_no_host"}
 
 
 def test_of_a_server_whose_agent_is_silent_nova_knows_better(api: Api, database: Database, nova: Nova) -> None:
