@@ -20,7 +20,8 @@ STATES = {
     "available": _("Available"), "degraded": _("Degraded"), "cancelling": _("Being cancelled"),
     "cancelled": _("Cancelled"), "error": _("Failed"), "needs_attention": _("Needs attention"),
     "deleting": _("Being deleted"), "done": _("Done"), "pending": _("Waiting"), "stored": _("Stored"),
-    "skipped": _("Left out"), "enabled": _("Enabled"), "draining": _("Draining"), "disabled": _("Disabled"),
+    "skipped": _("Left out"), "enabled": _("Enabled"), "draining": _("Draining"), "drained": _("Drained"),
+    "disabled": _("Disabled"),
 }  # fmt: skip
 KINDS = {"full": _("Full"), "incremental": _("Incremental")}
 TRIGGERS = {
@@ -61,7 +62,7 @@ REASONS = {
 _LOOKS = {
     "good": ("available", "active", "done", "stored", "enabled"),
     "bad": ("error", "needs_attention", "suspended"),
-    "odd": ("degraded", "paused", "cancelled", "skipped", "draining", "disabled", "none"),
+    "odd": ("degraded", "paused", "cancelled", "skipped", "draining", "drained", "disabled", "none"),
 }
 _ICONS = {"good": "fa-check", "bad": "fa-exclamation-triangle", "odd": "fa-pause", "busy": "fa-refresh"}
 

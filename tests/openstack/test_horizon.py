@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,6 +63,10 @@ def shop(admin: Cloud) -> Iterator[Cloud]:
 
 def _row(looks: Looks, table: str, text: str) -> Any:
     return looks.page.locator(f"#{table} tbody tr", has_text=text).first
+
+
+def _says(looks: Looks, table: str, text: str, wanted: str) -> bool:
+    return wanted in _row(looks, table, text).inner_text()
 
 
 def _until(looks: Looks, row: Any, *words: str, seconds: int = 180) -> str:
@@ -193,6 +198,88 @@ def test_a_tenant_protects_servers_and_gets_one_back(url: str, raksha: Service, 
         assert not looks.problems
 
 
+def test_a_job_is_changed_verified_and_restored_in_other_ways(url: str, raksha: Service, shop: Cloud) -> None:
+    web = next(each["id"] for each in shop.nova.get("/servers")["servers"] if each["name"] == "web")
+    raksha.sees(shop, web)
+    api = raksha.of(shop)
+    job = api.post("/backupjobs", {"name": "edited", "vms": [{"id": web}]})["id"]
+    run = raksha.run(shop, job, "full")
+    assert run["state"] == "available", (run, raksha.logs()[-4000:])
+    disk = run["vms"][0]["resources"][0]["resource"]
+    with browser(url) as looks:
+        page = looks.page
+        looks.log_in(shop.name)
+
+        looks.go("/project/backup_jobs/")
+        _choose(looks, _row(looks, "jobs", "edited"), "Edit Job")
+        page.wait_for_selector(".modal .raksha-choices")
+        assert page.input_value(".modal [name=name]") == "edited"
+        page.fill(".modal [name=name]", "changed")
+        page.click(".modal .nav-pills >> text=When")
+        page.select_option(".modal [name=often]", "hours")
+        page.fill(".modal [name=hours]", "6")
+        page.wait_for_selector(".modal .raksha-times li")
+        page.click(".modal .nav-pills >> text=How long")
+        page.wait_for_selector(".modal [data-raksha-preview] >> text=would stay")
+        looks.accessible(".modal")
+        page.click(".modal input[type=submit]")
+        page.wait_for_selector("#jobs tbody tr:has-text('changed')")
+        found = api.get(f"/backupjobs/{job}")
+        assert (found["name"], found["schedule"]["every"]) == ("changed", 21600)
+        assert [vm["id"] for vm in found["vms"]] == [web]
+
+        _choose(looks, _row(looks, "jobs", "changed"), "Verify Restore Points")
+        page.wait_for_selector(".messages .alert-success")
+        looks.go(f"/project/backup_jobs/{job}/?tab=job__verifications")
+        row = _row(looks, "verifications", "All restore points")
+        assert "Nothing is damaged" in _until(looks, row, "Done")
+        looks.accessible("#content_body")
+        looks.go(f"/project/backup_jobs/{job}/runs/{run['id']}/")
+        assert "–" not in page.locator(".raksha-facts div", has_text="Last verified").inner_text()
+
+        for kind, words in (("image", "Images"), ("volume", "New volumes")):
+            _restored(looks, job, run["id"], kind, words, disk)
+        (image,) = shop.glance.get("/images?visibility=private")["images"]
+        assert image["status"] == "active"
+        (volume,) = shop.cinder.get("/volumes/detail")["volumes"]
+        assert volume["status"] == "available"
+        shop.cinder.delete(f"/volumes/{volume['id']}")
+        shop.nova.post(f"/servers/{web}/action", {"os-stop": None})
+        shop.wait_for_server(web, "SHUTOFF")
+        raksha.wait(lambda: api.get(f"/vms/{web}")["power"] == "shut off")
+        _restored(looks, job, run["id"], "in_place", "Over the server", disk)
+        shop.nova.post(f"/servers/{web}/action", {"os-start": None})
+        shop.wait_for_server(web, "ACTIVE")
+
+        looks.go("/project/backup_jobs/")
+        _delete(looks, _row(looks, "jobs", "changed"))
+        page.wait_for_selector("#jobs tbody tr.empty", timeout=180_000)
+        assert not looks.problems
+
+
+def _restored(looks: Looks, job: str, run: str, kind: str, words: str, disk: str) -> None:
+    """One disk, by the dialog, until the table of restores says that it is done."""
+    page = looks.page
+    looks.go(f"/project/backup_jobs/{job}/runs/{run}/")
+    page.locator(".detail-actions").get_by_text("Restore", exact=True).first.click()
+    page.wait_for_selector(".modal .raksha-choices")
+    boxes = page.locator(".modal input[name=disks]")
+    for box in boxes.all():
+        box.set_checked(str(box.get_attribute("value")).endswith(f"/{disk}"))
+    page.click(".modal .nav-pills >> text=Where to")
+    page.select_option(".modal [name=kind]", kind)
+    page.wait_for_selector(".modal [data-raksha-preview] >> text=are restored")
+    looks.accessible(".modal")
+    page.click(".modal input[type=submit]")
+    page.wait_for_selector("#restores tbody tr")
+    _until(looks, _row(looks, "restores", words), "Done", seconds=300)
+
+
+def _choose(looks: Looks, row: Any, action: str) -> None:
+    row.locator(".dropdown-toggle").click()
+    row.get_by_text(action, exact=True).click()
+
+
 def _delete(looks: Looks, row: Any) -> None:
     row.locator(".dropdown-toggle").click()
     row.get_by_text("Delete Job and Its Restore Points").click()
@@ -235,6 +322,17 @@ def test_operators_see_processes_jobs_and_usage(url: str, admin: Cloud) -> None:
         page.locator(".nav-tabs").get_by_text("Usage").click()
         page.wait_for_selector(f"#usage tbody tr:has-text('{admin.name}')")
         assert not looks.alerts() and not looks.problems
+
+        # an agent gets no new work, then it does again
+        looks.go("/admin/data_protection/")
+        for action, state in (("Drain", "Drained"), ("Enable", "Enabled")):
+            row = _row(looks, "services", "agent")
+            if (more := row.locator(".dropdown-toggle")).count():
+                more.click()
+            row.get_by_text(action, exact=True).click()
+            page.wait_for_selector(".messages .alert-success")
+            looks.until("/admin/data_protection/", partial(_says, looks, "services", "agent", state))
+        assert not looks.problems
 
 
 def test_horizon_works_on_without_the_api(url: str, raksha: Service, shop: Cloud) -> None:

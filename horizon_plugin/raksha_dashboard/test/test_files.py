@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 
 import raksha_dashboard
+from raksha_dashboard import words
 
 PACKAGE = Path(raksha_dashboard.__file__).parent
 REPOSITORY = PACKAGE.parents[1]
@@ -58,6 +60,18 @@ class Translations(TestCase):
         self.assertEqual(len(ids), len(texts), message.id)
         for id, said in zip(ids, texts, strict=True):
             self.assertEqual(holes(id), holes(said), message.id)
+
+
+class Words(TestCase):
+    def test_every_state_of_the_api_has_a_word(self) -> None:
+        document = json.loads((REPOSITORY / "docs/openapi.json").read_text())["components"]["schemas"]
+        named = {
+            state
+            for schema in document.values()
+            for state in schema.get("properties", {}).get("state", {}).get("enum", ())
+        }
+        self.assertIn("drained", named)
+        self.assertLessEqual(named, words.STATES.keys())
 
 
 class Files(TestCase):
