@@ -61,7 +61,7 @@ api-documents: ## write docs/openapi.json and etc/policy.yaml.sample anew
 sample-configuration: ## write etc/raksha.conf.sample anew
 	.venv/bin/python scripts/sample_configuration.py
 
-bench: ## measure against qemu-img, borg and restic
+bench: ## measure against its peers, write docs/benchmarks.md (a quarter of an hour, a quiet machine)
 	scripts/setup --bench
 	.venv/bin/python -m benchmarks.run
 

@@ -60,6 +60,8 @@ DOCS = [
     "myst-parser>=4",
     "sphinxcontrib-autoprogram>=0.1.9",
 ]
+#: the pictures of benchmarks/
+BENCH = ["matplotlib>=3.8"]
 LINT = ["ruff>=0.9", "mypy>=1.14", "import-linter>=2.1", "lxml-stubs", "types-tqdm", "types-PyYAML", "towncrier>=24"]
 
 
@@ -102,6 +104,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "agent": AGENT,
+        "bench": BENCH,
         "client": CLIENT,
         "docs": [*CLIENT, *DOCS],
         "keystone": KEYSTONE,

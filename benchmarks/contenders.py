@@ -6,59 +6,17 @@ Every method of a contender removes what the last round left, then returns what 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.measuring import Ran, run
 
 _RAKSHA = Path(sys.executable).with_name("raksha")
 
 
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """One command."""
-
-    #: wall clock
-    seconds: float
-    #: seconds of processor time, of the command and of what it started and waited for
-    cpu: float
-    output: str
-
-    def __add__(self, other: Ran) -> Ran:
-        return Ran(self.seconds + other.seconds, self.cpu + other.cpu, self.output + other.output)
-
-
-def run(command: Sequence[str | Path], **environment: str) -> Ran:
-    """Raises `CalledProcessError` with what the command said."""
-    before, start = _cpu(), time.perf_counter()
-    done = subprocess.run(
-        command, env=os.environ | environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    seconds = time.perf_counter() - start
-    if done.returncode:
-        sys.stderr.write(done.stdout + done.stderr)
-        done.check_returncode()
-    return Ran(seconds, _cpu() - before, done.stdout)
-
-
-def _cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a directory."""
-    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
-    return sum(each.stat().st_size for each in files)
-
-
-def _fresh(path: Path) -> Path:
+def fresh(path: Path) -> Path:
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
@@ -68,75 +26,126 @@ def _fresh(path: Path) -> Path:
 class Raksha:
     """The product's own command line."""
 
-    def __init__(self, directory: Path, uri: str) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, uri: str, address: str | None = None, before: tuple[str, ...] = ()) -> None:
+        """`before`: a command that starts the command, such as one that lowers its priority."""
         self.vault = directory / "vault"
-        self._host = ["--connect", uri, "--state-dir", str(directory / "state")]
+        self._state = directory / "state"
+        self._address = address or f"file://{self.vault}"
+        self._before = before
+        self._host = ["--connect", uri, "--state-dir", str(self._state)]
         # an installed package has its bytecode compiled; a checkout gets it at the first start
-        self._environment = {"PYTHONPYCACHEPREFIX": str(directory / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
+        self.environment = {"PYTHONPYCACHEPREFIX": str(directory / "bytecode"), "PYTHONDONTWRITEBYTECODE": ""}
 
     def __call__(self, verb: str, *arguments: str) -> Ran:
-        vault = [] if verb == "release" else ["--vault", f"file://{self.vault}"]
-        return run([_RAKSHA, "local", verb, *arguments, *vault, *self._host, "--json"], **self._environment)
+        vault = [] if verb == "release" else ["--vault", self._address]
+        command = [*self._before, _RAKSHA, "local", verb, *arguments, *vault, *self._host, "--json"]
+        return run(command, **self.environment)
 
     def full(self, vm: str) -> Ran:
-        _fresh(self.vault)
+        """Into a vault that is new."""
+        fresh(self.vault)
         return self("backup", vm, "--full")
 
     def incremental(self, vm: str) -> tuple[Ran, int]:
         """And bytes sent."""
         ran = self("backup", vm)
-        disk: dict[str, Any] = json.loads(ran.output)["run"]["vms"][0]["resources"][0]
+        disk: dict[str, Any] = vm_of(ran)["resources"][0]
         if disk["kind"] != "incremental" or disk["reason"]:
             raise RuntimeError(f"no plain incremental: {disk}")
         return ran, disk["volume"]["sent"]
 
-    def restore(self, target: Path) -> Ran:
-        _fresh(target)
-        return self("restore", "latest", "--disk", "vda", "--to", str(target), "--format", "raw")
+    def restore(self, target: Path, point: str = "latest", *, keep: bool = False) -> Ran:
+        if not keep:
+            fresh(target)
+        return self("restore", point, "--disk", "vda", "--to", str(target), *([] if keep else ["--format", "raw"]))
+
+
+def vm_of(ran: Ran) -> dict[str, Any]:
+    """The first VM of a backup's run."""
+    found: dict[str, Any] = json.loads(ran.output)["run"]["vms"][0]
+    return found
+
+
+def point_of(ran: Ran) -> str:
+    """The id of the restore point that a backup made."""
+    return str(json.loads(ran.output)["run"]["id"])
 
 
 class QemuImg:
     def __init__(self, directory: Path) -> None:
-        self.image = directory / "image.qcow2"
+        self.stored = directory / "image.qcow2"
 
     def full(self, disk: Path) -> Ran:
         options = ["-c", "-f", "raw", "-O", "qcow2", "-o", "compression_type=zstd"]
-        return run(["qemu-img", "convert", *options, disk, _fresh(self.image)])
+        return run(["qemu-img", "convert", *options, disk, fresh(self.stored)])
 
     def restore(self, target: Path) -> Ran:
-        return run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.image, _fresh(target)])
-
-
-def sync(path: Path) -> Ran:
-    """Make a file durable."""
-    return run(["sync", path])
+        return run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", self.stored, fresh(target)])
 
 
 class Borg:
-    def __init__(self, directory: Path) -> None:
-        self.repository = directory / "borg"
+    def __init__(self, directory: Path, compression: str) -> None:
+        self.stored = directory / "borg"
+        self._compression = compression
         self._environment = {
             "BORG_BASE_DIR": str(directory / "borg-base"),
             "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
         }
 
     def full(self, disk: Path) -> Ran:
-        _fresh(self.repository)
-        run(["borg", "init", "-e", "none", self.repository], **self._environment)
-        return run(["borg", "create", "-C", "zstd,1", f"{self.repository}::full", disk], **self._environment)
+        fresh(self.stored)
+        run(["borg", "init", "-e", "none", self.stored], **self._environment)
+        return run(["borg", "create", "-C", self._compression, f"{self.stored}::full", disk], **self._environment)
+
+    def restore(self, target: Path) -> Ran:
+        shell = f'exec borg extract --sparse --stdout "{self.stored}::full" > "{fresh(target)}"'
+        return run(["sh", "-c", shell], **self._environment)
 
 
 class Restic:
     def __init__(self, directory: Path) -> None:
-        self.repository = directory / "restic"
+        self.stored = directory / "restic"
         self._environment = {
-            "RESTIC_REPOSITORY": str(self.repository),
+            "RESTIC_REPOSITORY": str(self.stored),
             "RESTIC_PASSWORD": "benchmark",
             "RESTIC_CACHE_DIR": str(directory / "restic-cache"),
         }
 
     def full(self, disk: Path) -> Ran:
-        _fresh(self.repository)
+        fresh(self.stored)
         run(["restic", "init", "-q"], **self._environment)
         return run(["restic", "backup", "-q", disk], **self._environment)
+
+    def restore(self, target: Path) -> Ran:
+        return run(["restic", "restore", "-q", "latest", "--target", fresh(target)], **self._environment)
+
+
+class VirtNbdBackup:
+    """A copy of a VM that is off and whose disk is qcow2: a raw one it copies whole, zeroes too."""
+
+    def __init__(self, directory: Path, uri: str, *options: str) -> None:
+        self.stored = directory / "virtnbdbackup"
+        self._uri = uri
+        self._command = ["virtnbdbackup", "-U", uri, "-l", "copy", "-n", "-S", str(directory), *options]
+
+    def full(self, vm: str) -> Ran:
+        return run([*self._command, "-d", vm, "-o", fresh(self.stored)])
+
+    def restore(self, target: Path) -> Ran:
+        fresh(target)
+        return run(["virtnbdrestore", "-U", self._uri, "-i", self.stored, "-o", target, "-n"])
+
+
+def zstd_alone(disk: Path) -> Ran:
+    """The ceiling of compressing."""
+    return run([sys.executable, "-m", "benchmarks.ceiling", disk])
+
+
+def nbdcopy(disk: Path) -> Ran:
+    """The ceiling of reading."""
+    return run(["nbdcopy", "--", "[", "qemu-nbd", "-r", "-f", "raw", disk, "]", "null:"])
+
+
+def upload(folder: Path, container: str, environment: dict[str, str]) -> Ran:
+    """The ceiling of sending to Swift."""
+    return run([sys.executable, "-m", "benchmarks.upload", folder, container], **environment)

@@ -1,4 +1,4 @@
-"""The disk that everything is measured on: a 6 GiB raw file with an ext4 of about 1 GiB of files in it.
+"""The disks that are measured: above all a 6 GiB raw file with an ext4 of about 1 GiB of files in it.
 
 The files are a sample of the host's own programs, libraries and documents (hence of any Debian), and a part that no
 compressor makes smaller. Which files are taken depends on their names alone, so the same host gives the same disk.
@@ -27,17 +27,41 @@ _LARGEST = 32 * MIB
 _FIXED = "c7c64dde-6c9f-4a4c-b5d5-0d5d5ac4b8a1"
 
 
-def make_image(path: Path) -> int:
-    """Make the disk if it is not there; returns the bytes of data in it."""
+def make_image(path: Path, quick: bool = False) -> int:
+    """Make the disk if it is not there; returns the bytes of data in it. `quick`: a sixteenth of that data."""
+    part_of = 16 if quick else 1
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             tree, part = Path(directory, "tree"), Path(directory, "part")
             for root, amount in SAMPLES.items():
-                _sample(Path(root), tree / root.lstrip("/"), amount)
-            _noise(tree / "var", INCOMPRESSIBLE)
+                _sample(Path(root), tree / root.lstrip("/"), amount // part_of)
+            _noise(tree / "var", INCOMPRESSIBLE // part_of)
             _file_system(tree, part)
             part.rename(path)
     return path.stat().st_blocks * 512
+
+
+def make_noise(path: Path, size: int, amount: int) -> None:
+    """A disk with pieces, all over it, that no compressor makes smaller."""
+    source = random.Random(_FIXED)
+    pieces = amount // _ONE_FILE
+    with path.open("wb") as file:
+        file.truncate(size)
+        for number in range(pieces):
+            file.seek(number * (size // pieces) // MIB * MIB)
+            file.write(source.randbytes(_ONE_FILE))
+
+
+def spread(image: Path, path: Path, size: int, amount: int) -> None:
+    """The image at the start of a larger disk, and behind it pieces that do not compress."""
+    make_noise(path, size, amount)
+    subprocess.run(["dd", "status=none", "conv=notrunc,sparse", "bs=1M", f"if={image}", f"of={path}"], check=True)
+
+
+def copy(image: Path, path: Path) -> Path:
+    """With the same holes."""
+    subprocess.run(["cp", "--sparse=always", image, path], check=True)
+    return path
 
 
 def _sample(root: Path, into: Path, amount: int) -> None:

@@ -1,11 +1,10 @@
-"""The VMs whose disks are backed up: one that is shut off, one that runs idle and whose disk is written to by us."""
+"""The VMs whose disks are backed up: shut off, or running idle with a disk that is written to by us."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt_qemu
@@ -15,46 +14,47 @@ from tests.bed.daemon import SessionHost
 from tests.bed.disks import Disk
 from tests.bed.machine import Machine
 
-BLOCK = 64 * 1024
-BLOCKS = 256
 _DEVICE = "/machine/peripheral/virtio-disk0/virtio-backend"
 
 
-@dataclass(frozen=True, slots=True)
-class Vms:
-    uri: str
-    off: str
-    running: str
-    bed: Bed
-    machine: Machine
-    #: bytes
-    size: int
-
-    def change(self, seed: int) -> None:
-        """Write 16 MiB into the running VM's disk: blocks anywhere, of bytes that do not compress."""
-        source = random.Random(seed)
-        pattern = self.bed.directory / "pattern"
-        pattern.touch()
-        self.bed.host.give(pattern)
-        domain = self.machine.domain
-        for block in source.sample(range(self.size // BLOCK), BLOCKS):
-            pattern.write_bytes(source.randbytes(BLOCK))
-            command = f'qemu-io -d {_DEVICE} "write -q -s {pattern} {block * BLOCK} {BLOCK}"'
-            said = libvirt_qemu.qemuMonitorCommand(domain, command, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-            if said.strip():
-                raise RuntimeError(f"QEMU did not write: {said}")
-
-
 @contextmanager
-def vms(disk: Path, copy: Path) -> Iterator[Vms]:
-    """Two VMs on a private libvirtd: `disk` belongs to the one that is off, `copy` to the one that runs."""
+def a_bed() -> Iterator[Bed]:
+    """A private libvirtd and a bed on it."""
     host = SessionHost()
-    host.start()
     try:
+        host.start()
         with Bed(host) as bed:
-            off = bed.machine([Disk(host.give(disk), "raw")], name="off", mode="idle", agent=False)
-            running = bed.machine([Disk(host.give(copy), "raw")], name="running", mode="idle", agent=False)
-            running.boot()
-            yield Vms(bed.uri, off.name, running.name, bed, running, disk.stat().st_size)
+            yield bed
     finally:
         host.close()
+
+
+def idle(bed: Bed, name: str, *disks: Path, boot: bool = False) -> Machine:
+    """A VM with raw disks, which can discard."""
+    given = [Disk(bed.host.give(disk), "raw") for disk in disks]
+    machine = bed.machine(given, name=name, mode="idle", agent=False)
+    if boot:
+        xml = machine.xml(inactive=True).replace("type='raw'", "type='raw' discard='unmap'")
+        machine.connection.defineXML(xml)
+        machine.boot()
+    return machine
+
+
+def change(bed: Bed, machine: Machine, size: int, seed: int, block: int, count: int) -> int:
+    """Write blocks anywhere into a running VM's first disk, of bytes that do not compress; returns how many bytes."""
+    source = random.Random(seed)
+    pattern = bed.directory / "pattern"
+    pattern.touch()
+    bed.host.give(pattern)
+    for at in source.sample(range(size // block), count):
+        pattern.write_bytes(source.randbytes(block))
+        qemu_io(machine, f"write -q -s {pattern} {at * block} {block}")
+    return block * count
+
+
+def qemu_io(machine: Machine, command: str) -> None:
+    """What a guest could ask of its first disk."""
+    asked = f'qemu-io -d {_DEVICE} "{command}"'
+    said = libvirt_qemu.qemuMonitorCommand(machine.domain, asked, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+    if said.strip():
+        raise RuntimeError(f"QEMU did not do {command}: {said}")

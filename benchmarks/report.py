@@ -1,112 +1,107 @@
-"""From figures to docs/benchmarks.md."""
+"""From figures to docs/benchmarks.json, docs/benchmarks.md and its pictures."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from benchmarks.image import INCOMPRESSIBLE, MIB, SAMPLES, SIZE
-from benchmarks.machine import BLOCK, BLOCKS
+from benchmarks import cost, pictures
+from benchmarks.goals import Medians
+from benchmarks.sections import ALL
 
-PATH = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
-CHANGED = BLOCK * BLOCKS
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PATH = DOCS / "benchmarks.md"
+FIGURES = DOCS / "benchmarks.json"
 
-Medians = Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One promise, as a ratio."""
-
-    text: str
-    ratio: Callable[[Medians], float]
-    #: the ratio must be at least (or, negative, at most) this
-    limit: float
-
-    def met(self, medians: Medians) -> bool:
-        value = self.ratio(medians)
-        return value >= self.limit if self.limit > 0 else value <= -self.limit
-
-    def row(self, medians: Medians) -> tuple[str, str, str, str]:
-        goal = f"{'≥' if self.limit > 0 else '≤'} {abs(self.limit):g}"
-        return self.text, goal, f"{self.ratio(medians):.2f}", "yes" if self.met(medians) else "no"
-
-
-def _over(upper: str, lower: str) -> Callable[[Medians], float]:
-    return lambda medians: medians[upper] / medians[lower]
-
-
-GOALS = (
-    Goal("full: time of `qemu-img convert -c` / time of Raksha", _over("qemu-img full", "raksha full"), 1.5),
-    Goal("full: time of borg / time of Raksha", _over("borg full", "raksha full"), 1),
-    Goal("full: time of restic / time of Raksha", _over("restic full", "raksha full"), 1),
-    Goal("full: bytes stored by Raksha / by qemu-img", _over("raksha stored", "qemu-img stored"), -1.1),
-    Goal("incremental: bytes sent / bytes changed", lambda all_: all_["raksha incremental sent"] / CHANGED, -1.2),
-    Goal("incremental: time / time of a full of that VM", _over("raksha incremental", "raksha full, running"), -0.1),
-    Goal("restore to raw: time of `qemu-img convert` / time of Raksha", _over("qemu-img restore", "raksha restore"), 1),
-)
+#: of one section: "figures" by name, "failed" with reasons, "rounds", "at", "took"
+Found = dict[str, Any]
 
 _INTRODUCTION = """\
 # Benchmarks
 
 Written by `make bench` (`python -m benchmarks.run`); don't edit. The commands are those that a person types
 (`benchmarks/contenders.py`): for Raksha `raksha local backup` and `raksha local restore` on VMs of a libvirt, start of
-the program included. All contenders take turns within each round; figures are medians of {rounds} rounds, and only the
-ratios mean something on another machine. Rows "CPU" are processor time.
+the program included. All contenders of a table take turns; the ratios are of medians of one run, and only they mean
+something on another machine. Rows "CPU" are processor time.
 
-**The disk**: {size} GiB raw, with an ext4 of some {data} MiB of files: a sample of the host's own programs,
-libraries and documents, and {noise} MiB that do not compress. Before each command it is in the page cache, and nothing
-of the command before waits to be written.
+The disk "file-system data": 6 GiB raw, with an ext4 of 1 GiB of files: a sample of the host's own programs, libraries
+and documents, and 124 MiB that do not compress. Before each command that is compared, the disk is in the page cache,
+and nothing of the command before waits to be written.
 
-**Durability** is not the same for all. Raksha has synced every object and its directory when it says so; borg and
-restic sync their files; `qemu-img convert` leaves its file in the page cache. The goals compare with that; the
-rows "synced" have the same followed by `sync FILE`.
-
-"""
-
-_NOTES = """
-A full of Raksha is not encrypted, neither is borg's here (`-e none`); restic always encrypts.
-
-The incremental follows {changed} MiB of writes, in blocks of 64 KiB that lie anywhere and do not compress, into the
-disk of a running VM. It consists of the start of the program, the snapshot, the transfer, the commit of the restore
-point, and of merging the layer of the run before into the VM's own file, which is QEMU's work. Most of that does not
-depend on the amount of data: the larger the disk, the smaller the ratio.
+Not here: Cinder's own backup service, as the test cloud has none.
 """
 
 
-def page(medians: Medians, spreads: Mapping[str, tuple[float, float]], rounds: int) -> str:
+def read() -> dict[str, Found]:
+    """The sections measured so far."""
+    return json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+
+
+def write(found: dict[str, Found]) -> None:
+    FIGURES.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    pictures.draw({name: medians(each) for name, each in found.items()}, DOCS / "images")
+    PATH.write_text(page(found))
+
+
+def medians(found: Found) -> Medians:
+    return {name: median(values) for name, values in found["figures"].items()}
+
+
+def page(found: dict[str, Found]) -> str:
     """The whole of docs/benchmarks.md."""
-    data = (sum(SAMPLES.values()) + INCOMPRESSIBLE) // MIB
-    parts = [
-        _INTRODUCTION.format(rounds=rounds, size=SIZE >> 30, data=data, noise=INCOMPRESSIBLE // MIB),
-        _table(("ratio", "goal", "measured", "met"), [goal.row(medians) for goal in GOALS]),
-        "\n## Figures behind them\n\n",
-        _table(("", "median", "least", "most"), [_row(name, medians[name], *spreads[name]) for name in medians]),
-        _NOTES.format(changed=CHANGED // MIB),
-        "\n## Where\n\n",
-        _table(("", ""), list(_environment().items())),
-    ]
+    parts = [_INTRODUCTION]
+    for name in (name for name in ALL if name in found):
+        parts += ["\n", _section(name, found[name])]
+    if "directory" in found:
+        parts += ["\n", cost.table(medians(found["directory"]), medians(found.get("increments", {"figures": {}})))]
+    parts += ["\n## Where\n\n", table(("", ""), list(_environment().items()))]
     return "".join(parts)
 
 
-def verdict(medians: Medians) -> str:
-    """The ratios, for a terminal."""
-    rows = [goal.row(medians) for goal in GOALS]
-    return "\n".join(f"{met:>3}  {ratio:>6}  {goal:>6}  {text}" for text, goal, ratio, met in rows)
+def verdict(found: dict[str, Found]) -> str:
+    """What was promised, for a terminal."""
+    rows = [goal.row(medians(found[name])) for name in ALL if name in found for goal in ALL[name].GOALS]
+    return "\n".join(f"{met:>3}  {value:>12}  {goal:>10}  {text}" for text, goal, value, met in rows)
 
 
-def _row(name: str, *values: float) -> tuple[str, ...]:
-    if name.endswith(("stored", "sent")):
-        return name, *(f"{value / MIB:.1f} MiB" for value in values)
-    return name, *(f"{value:.2f} s" for value in values)
+def _section(name: str, found: Found) -> str:
+    module, middle = ALL[name], medians(found)
+    parts = [f"## {module.TITLE}\n\n", module.ABOUT, "\n"]
+    parts.append(table(("what", "goal", "measured", "met"), [goal.row(middle) for goal in module.GOALS]))
+    if name in pictures.PICTURES:
+        parts.append(f"\n![{module.TITLE}](images/bench-{name}.svg)\n")
+    for what, reason in found["failed"].items():
+        parts.append(f"\nFailed: {what}: `{reason.replace('`', '')}`\n")
+    took = f"{found['rounds']} rounds, {found['at']} UTC, {found['took']} s"
+    parts.append(f"\n### Figures behind them ({took})\n\n")
+    rows = [_row(key, values) for key, values in sorted(found["figures"].items())]
+    parts.append(table(("", "median", "least", "most"), rows))
+    return "".join(parts)
 
 
-def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+_BYTES = ("stored", "sent", "changed", "data", "metadata")
+
+
+def _row(name: str, values: list[float]) -> tuple[str, ...]:
+    three = (median(values), min(values), max(values))
+    if any(word in name for word in _BYTES):
+        return name, *(f"{value / 2**20:.2f} MiB" for value in three)
+    if name.endswith("objects"):
+        return name, *(f"{value:.0f}" for value in three)
+    if name.startswith("memory"):
+        return name, *(f"{value:.0f} MiB" for value in three)
+    if max(three) < 0.1:
+        return name, *(f"{value * 1000:.1f} ms" for value in three)
+    return name, *(f"{value:.2f} s" for value in three)
+
+
+def table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [headings, tuple("---" for _ in headings), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -122,6 +117,8 @@ def _environment() -> dict[str, str]:
         "libvirt": _version("/usr/sbin/libvirtd", "--version"),
         "borg": _version("borg", "--version"),
         "restic": _version("restic", "version"),
+        "virtnbdbackup": _version("virtnbdbackup", "-V"),
+        "nbdcopy": _version("nbdcopy", "--version"),
     }
 
 
@@ -135,6 +132,9 @@ def os_name() -> str:
 
 
 def _version(*command: str) -> str:
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "not there"
     found = re.search(r"\d+(\.\d+)+", said)
     return found[0] if found else said.strip()
