@@ -174,6 +174,6 @@ def test_every_point_restores_whatever_is_done_in_whatever_order(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_every_point_restores_in_many_more_orders(tmp_path: Path) -> None:
     search(tmp_path, int(os.environ.get("RAKSHA_SEQUENCES", "200")), 50)
