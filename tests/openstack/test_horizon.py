@@ -220,13 +220,15 @@ def test_a_job_is_changed_verified_and_restored_in_other_ways(url: str, raksha: 
         page.fill(".modal [name=hours]", "6")
         page.wait_for_selector(".modal .raksha-times li")
         page.click(".modal .nav-pills >> text=How long")
+        page.select_option(".modal [name=keep]", "some")
+        page.fill(".modal [name=daily]", "7")
         page.wait_for_selector(".modal [data-raksha-preview] >> text=would stay")
         looks.accessible(".modal")
         page.click(".modal input[type=submit]")
         page.wait_for_selector("#jobs tbody tr:has-text('changed')")
         found = api.get(f"/backupjobs/{job}")
         assert (found["name"], found["schedule"]["every"]) == ("changed", 21600)
-        assert [vm["id"] for vm in found["vms"]] == [web]
+        assert ([vm["id"] for vm in found["vms"]], found["retention"]["daily"]) == ([web], 7)
 
         _choose(looks, _row(looks, "jobs", "changed"), "Verify Restore Points")
         page.wait_for_selector(".messages .alert-success")
@@ -324,7 +326,7 @@ def test_operators_see_processes_jobs_and_usage(url: str, admin: Cloud) -> None:
         assert not looks.alerts() and not looks.problems
 
         # an agent gets no new work, then it does again
-        looks.go("/admin/data_protection/")
+        page.locator(".nav-tabs").get_by_text("Processes").click()
         for action, state in (("Drain", "Drained"), ("Enable", "Enabled")):
             row = _row(looks, "services", "agent")
             if (more := row.locator(".dropdown-toggle")).count():
