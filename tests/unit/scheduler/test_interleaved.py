@@ -1,12 +1,12 @@
 """Whatever people, agents and schedulers do in whatever order, and wherever they die: every restore point restores.
 
-Hypothesis makes up the orders; a failure is told as the shortest one that it finds. `RAKSHA_SEED=7` repeats a search.
+Hypothesis makes up the orders; a failure is told as the shortest one that it finds. `RAKSHA_SEED=7` searches
+elsewhere, `RAKSHA_SEQUENCES=2000` for longer (with `-m slow`).
 """
 
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -158,7 +158,7 @@ class Service(RuleBasedStateMachine):
 
 
 def search(folder: Path, examples: int, steps: int) -> None:
-    number = int(os.environ.get("RAKSHA_SEED") or random.SystemRandom().randrange(1_000_000))
+    number = int(os.environ.get("RAKSHA_SEED", "1"))
     print(f"\nRAKSHA_SEED={number}", flush=True)
     Service.template, Service.checked = folder / "empty.db", 0
     profile = settings(
@@ -176,4 +176,4 @@ def test_every_point_restores_whatever_is_done_in_whatever_order(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_point_restores_in_many_more_orders(tmp_path: Path) -> None:
-    search(tmp_path, int(os.environ.get("RAKSHA_SEQUENCES", "200")), 50)
+    search(tmp_path, int(os.environ.get("RAKSHA_SEQUENCES", "40")), 40)

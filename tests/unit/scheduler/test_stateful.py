@@ -5,7 +5,7 @@ and makes it short.
 After every step each available point restores from the vault alone, bit for bit; of damage that nobody has looked for
 yet a restore is refused, and never gives other bytes. When everybody is done, deletions leave nothing behind.
 
-RAKSHA_EXAMPLES=3000 ./run-tests slow -k stateful makes it longer; a failure prints how to play it again.
+RAKSHA_SEQUENCES=3000 ./run-tests slow -k stateful makes it longer; a failure prints how to play it again.
 """
 
 from __future__ import annotations
@@ -338,4 +338,4 @@ def test_whatever_happens_in_whatever_order_what_is_there_restores(empty: Path) 
 @pytest.mark.slow
 @pytest.mark.timeout(36000)
 def test_the_same_for_longer(empty: Path) -> None:
-    walk(empty, int(os.environ.get("RAKSHA_EXAMPLES", "40")), 30)
+    walk(empty, int(os.environ.get("RAKSHA_SEQUENCES", "25")), 30)

@@ -1,11 +1,11 @@
 """A vault with one writer, as `raksha local` has it: whatever is stored, pruned and collected in whatever order, and
-wherever it dies, on whatever a listing says: every restore point restores. `RAKSHA_SEED=7` repeats a search.
+wherever it dies, on whatever a listing says: every restore point restores. `RAKSHA_SEED=7` searches
+elsewhere, `RAKSHA_SEQUENCES=2000` for longer (with `-m slow`).
 """
 
 from __future__ import annotations
 
 import os
-import random
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -171,7 +171,7 @@ class Vault(RuleBasedStateMachine):
 
 
 def search(examples: int, steps: int) -> None:
-    number = int(os.environ.get("RAKSHA_SEED") or random.SystemRandom().randrange(1_000_000))
+    number = int(os.environ.get("RAKSHA_SEED", "1"))
     print(f"\nRAKSHA_SEED={number}", flush=True)
     Vault.checked = 0
     profile = settings(
@@ -189,4 +189,4 @@ def test_every_point_restores_whatever_is_pruned_in_whatever_order() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_every_point_restores_after_thousands_of_prunes() -> None:
-    search(int(os.environ.get("RAKSHA_SEQUENCES", "2000")), 20)
+    search(int(os.environ.get("RAKSHA_SEQUENCES", "200")), 20)
