@@ -41,14 +41,14 @@ class Raksha:
         command = [*self._before, _RAKSHA, "local", verb, *arguments, *vault, *self._host, "--json"]
         return run(command, **self.environment)
 
-    def full(self, vm: str) -> Ran:
+    def full(self, vm: str, *options: str) -> Ran:
         """Into a vault that is new."""
         fresh(self.vault)
-        return self("backup", vm, "--full")
+        return self("backup", vm, "--full", *options)
 
-    def incremental(self, vm: str) -> tuple[Ran, int]:
+    def incremental(self, vm: str, *options: str) -> tuple[Ran, int]:
         """And bytes sent."""
-        ran = self("backup", vm)
+        ran = self("backup", vm, *options)
         disk: dict[str, Any] = vm_of(ran)["resources"][0]
         if disk["kind"] != "incremental" or disk["reason"]:
             raise RuntimeError(f"no plain incremental: {disk}")

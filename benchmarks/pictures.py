@@ -22,8 +22,8 @@ PICTURES: dict[str, dict[str, str]] = {
     "increments": {
         "full": "full, running",
         "incremental": "incremental",
-        "incremental,\n10 GiB": "incremental, 10 GiB",
-        "incremental,\n1 TiB": "incremental, 1 TiB",
+        "pull,\n10 GiB": "pull, 10 GiB",
+        "pull,\n1 TiB": "pull, 1 TiB",
     },
     "clones": {"first clone": "first", "twentieth": "last"},
     "chains": {f"length {length}": f"restore, length {length}" for length in (1, 10, 50)},
