@@ -147,7 +147,7 @@ class Service:
         """One of its own, which dies at a crash point if that is wanted."""
         config = self.folder / "agent.conf"
         agent = replace(AGENT, restore_dirs=(self.restores,), transport_url=self.bus_url, **changes)
-        shown = {name: getattr(agent, name) for name in agent.__struct_fields__}
+        shown = {name: value for name in agent.__struct_fields__ if (value := getattr(agent, name)) is not None}
         shown["restore_dirs"] = ",".join(map(str, agent.restore_dirs))
         host = {name: getattr(self.host, name) for name in self.host.__struct_fields__}
         sections = {"agent": shown, "host": {name: value for name, value in host.items() if value is not None}}
